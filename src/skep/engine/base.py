@@ -1,0 +1,302 @@
+"""The contract between a node and what runs its containers: images, containers, logs, exec. Knows nothing of services or HTTP.
+
+`skep.engine.oci` implements it with crun or runc under conmon; `skep.testing` with a fake for simulations. An engine keeps its containers
+through its own restart: `start_up` finds what is there and takes it over without touching it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+
+class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What an image says about how to run it (OCI image config, `config`)."""
+
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    working_dir: str = ""
+    user: str = ""
+    labels: dict[str, str] = {}
+    exposed_ports: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    stop_signal: str = ""
+    healthcheck: dict[str, Any] | None = None
+    """Docker's form: Test, Interval, ..."""
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    """`sha256:` + digest of the config."""
+    tags: tuple[str, ...] = ()
+    """`registry:5000/a/b:tag`, in the familiar form (no docker.io/library/)."""
+    digests: tuple[str, ...] = ()
+    """`registry:5000/a/b@sha256:...`."""
+    layers: tuple[str, ...] = ()
+    """Diff ids, lowest first."""
+    size: int = 0
+    created: int = 0
+    architecture: str = ""
+    os: str = "linux"
+    config: ImageConfig = ImageConfig()
+    history: tuple[dict[str, Any], ...] = ()
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of a pull's or push's progress (Docker's JSON stream without its framing)."""
+
+    status: str
+    id: str = ""
+    current: int = 0
+    total: int = 0
+
+
+class Mount(msgspec.Struct, frozen=True, kw_only=True):
+    """A mount with nothing left to resolve: sources exist on the host."""
+
+    target: str
+    source: str = ""
+    """Host path; empty for tmpfs."""
+    kind: str = "bind"
+    """bind or tmpfs."""
+    read_only: bool = False
+    propagation: str = "rprivate"
+    recursive: bool = True
+    options: tuple[str, ...] = ()
+    """More mount options (`size=1048576`, `mode=1777`)."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """0 = no limit."""
+
+    nano_cpus: int = 0
+    memory: int = 0
+    memory_reservation: int = 0
+    memory_swap: int = 0
+    """Memory plus swap; 0 = twice the memory, -1 = unlimited."""
+    pids: int = 0
+    cpu_shares: int = 0
+    cpuset_cpus: str = ""
+
+
+class Ulimit(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    soft: int
+    hard: int
+
+
+class ContainerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A container with nothing left to decide. All paths are the host's, all values final (templates expanded)."""
+
+    id: str
+    """64 hex digits."""
+    name: str
+    image: str
+    """Image id."""
+    args: tuple[str, ...]
+    """Entrypoint and command."""
+    env: tuple[str, ...] = ()
+    cwd: str = "/"
+    user: str = ""
+    """uid, name, uid:gid, name:group; resolved in the image's /etc/passwd and /etc/group by the engine."""
+    groups: tuple[str, ...] = ()
+    hostname: str = ""
+    labels: dict[str, str] = {}
+    mounts: tuple[Mount, ...] = ()
+    capabilities_add: tuple[str, ...] = ()
+    """`CAP_X` or `ALL`."""
+    capabilities_drop: tuple[str, ...] = ()
+    privileged: bool = False
+    no_new_privileges: bool = False
+    seccomp: str = "default"
+    """default, unconfined, or a profile's JSON."""
+    read_only: bool = False
+    tty: bool = False
+    stdin: bool = False
+    """Keep stdin open for attach."""
+    init: bool = False
+    sysctls: dict[str, str] = {}
+    ulimits: tuple[Ulimit, ...] = ()
+    limits: Limits = Limits()
+    oom_score_adj: int = 0
+    shm_size: int = 64 << 20
+    netns: str = ""
+    """Path of a prepared network namespace; empty: a new one with only loopback."""
+    host_network: bool = False
+    hosts: tuple[str, ...] = ()
+    """Lines of /etc/hosts beyond the standard ones."""
+    resolv_conf: str = ""
+    """Content of /etc/resolv.conf."""
+    stop_signal: str = "SIGTERM"
+    log_max_size: int = 0
+    """Bytes after which the log file is rotated; 0 = never."""
+    log_max_files: int = 1
+    log_driver: str = "json-file"
+    """json-file and local keep logs that can be read; none keeps nothing."""
+    extra: dict[str, Any] = {}
+    """What the caller wants to find again after a restart (opaque to the engine, stored with the container)."""
+
+
+class Exit(msgspec.Struct, frozen=True, kw_only=True):
+    code: int
+    at: int
+    known: bool = True
+    """False: ended while nobody watched; `code` is then 0 and means nothing."""
+    oom: bool = False
+    error: str = ""
+
+
+class Container(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine knows of a container now."""
+
+    config: ContainerConfig
+    created_at: int
+    started_at: int = 0
+    pid: int = 0
+    """Of its first process, in the engine's pid namespace; 0 unless running."""
+    exit: Exit | None = None
+    paused: bool = False
+
+    @property
+    def running(self) -> bool:
+        return self.started_at > 0 and self.exit is None
+
+
+class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
+    at: int
+    stream: int
+    """1 stdout, 2 stderr."""
+    data: bytes
+    """One line with its newline (a partial line ends without one)."""
+
+
+class ExecConfig(msgspec.Struct, frozen=True, kw_only=True):
+    args: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    cwd: str = ""
+    user: str = ""
+    tty: bool = False
+    stdin: bool = False
+    privileged: bool = False
+    rows: int = 0
+    columns: int = 0
+
+
+class Streams(Protocol):
+    """A process' standard streams, while somebody is attached. Output never gets lost: it starts with the process."""
+
+    def output(self) -> AsyncIterator[tuple[int, bytes]]:
+        """(1 stdout | 2 stderr, bytes); ends when the process has ended and all was read."""
+        ...
+
+    async def write(self, data: bytes) -> None: ...
+
+    async def close_stdin(self) -> None:
+        """Half-close: end of file for the process, output goes on."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Exec(Protocol):
+    """A process started in a running container."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def streams(self) -> Streams: ...
+
+    async def wait(self) -> int:
+        """Exit code (126 not executable, 127 not found; 128 + signal)."""
+        ...
+
+    async def resize(self, rows: int, columns: int) -> None: ...
+
+
+class Images(Protocol):
+    async def pull(
+        self, reference: str, *, auth: str = "", platform: str = "", on_progress: Callable[[Progress], None] | None = None
+    ) -> Image:
+        """Fetch and unpack; two pulls of one layer are one. `auth`: X-Registry-Auth as it came.
+
+        Raises NotFound (`manifest for X not found: manifest unknown: manifest unknown`), Unauthorized, or SkepError with the registry's reason.
+        """
+        ...
+
+    async def resolve(self, reference: str, *, auth: str = "") -> tuple[dict[str, Any], list[dict[str, str]]]:
+        """Descriptor {mediaType, digest, size} and platforms [{architecture, os}] of what the registry has (`GET /distribution`)."""
+        ...
+
+    def get(self, reference: str) -> Image | None:
+        """By id, id prefix, `name[:tag]`, `name@digest` or `name:tag@digest`; present on this node."""
+        ...
+
+    def all(self) -> Collection[Image]: ...
+
+    async def remove(self, reference: str, *, force: bool = False) -> list[dict[str, str]]: ...
+
+
+class Engine(Protocol):
+    @property
+    def images(self) -> Images: ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """What `info` shows: runtime chosen and why, its version, storage driver, cgroup driver and version, security options."""
+        ...
+
+    async def start_up(self) -> None:
+        """Find the containers that are there and take them over. None of them is touched."""
+        ...
+
+    async def shut_down(self) -> None:
+        """Let go of everything; containers go on."""
+        ...
+
+    async def create(self, config: ContainerConfig) -> None:
+        """Make bundle and root file system. Raises Conflict for a name in use, NotFound for a missing image."""
+        ...
+
+    async def start(self, id: str) -> int:
+        """Start it; returns its pid. Raises SkepError with the runtime's reason (`exec: "x": executable file not found in $PATH`)."""
+        ...
+
+    async def kill(self, id: str, signal: str = "SIGKILL") -> None: ...
+
+    async def stop(self, id: str, *, signal: str = "", grace: int = 0) -> Exit:
+        """Signal, wait at most `grace` ns, then SIGKILL."""
+        ...
+
+    async def wait(self, id: str) -> Exit:
+        """Until it has ended; at once if it has."""
+        ...
+
+    async def remove(self, id: str, *, force: bool = False) -> None:
+        """Bundle, root file system, logs, cgroups; idempotent."""
+        ...
+
+    def get(self, reference: str) -> Container | None:
+        """By id, name or unambiguous id prefix."""
+        ...
+
+    def all(self) -> Collection[Container]: ...
+
+    def logs(
+        self, id: str, *, follow: bool = False, since: int = 0, until: int = 0, tail: int = -1, stdout: bool = True, stderr: bool = True
+    ) -> AsyncIterator[LogRecord]: ...
+
+    async def attach(self, id: str) -> Streams: ...
+
+    async def resize(self, id: str, rows: int, columns: int) -> None: ...
+
+    async def exec(self, id: str, config: ExecConfig) -> Exec: ...
+
+    def subscribe(self) -> asyncio.Queue[tuple[str, str, Exit | None]]:
+        """(action, container id, exit) of create, start, die, oom, destroy, as they happen. `unsubscribe` ends it."""
+        ...
+
+    def unsubscribe(self, queue: asyncio.Queue[tuple[str, str, Exit | None]]) -> None: ...
