@@ -1,7 +1,7 @@
 """The cluster's state: tables in memory, one writer, every change durable before anybody outside hears of it.
 
-`apply` changes memory at once (the next decision sees it), a flusher writes groups of transactions to the back end, and only then are watchers
-told and `commit`s answered: what was acknowledged or sent to a node survives a kill -9. Back ends have a synchronous core, so that a
+`apply` changes memory at once (the next decision sees it), a flusher writes groups of transactions to the back end, and only then are
+watchers told and `commit`s answered: what was acknowledged or sent to a node survives a kill -9. Back ends have a synchronous core, so that a
 simulation runs the real thing without threads (`flush`). See docs/store.md.
 """
 
@@ -43,7 +43,10 @@ class Write(msgspec.Struct, frozen=True):
 class Backend(Protocol):
     """Where the state is kept. Synchronous; what `write` got is durable when it returns, all of it or nothing."""
 
-    def load(self) -> Iterator[Write]: ...
+    def load(self) -> Iterator[Write]:
+        """All rows, each table's in order of creation, and one row of table "" with the last version written (deleted objects had one
+        too: Docker's `Version.Index` never goes back)."""
+        ...
 
     def write(self, batch: Sequence[Write], version: int) -> None: ...
 
@@ -94,6 +97,7 @@ class Store(View, Protocol):
         """The flusher: group commit on a thread, until cancelled. A failing disk is fatal: it raises."""
         ...
 
-    def watch(self, *kinds: type[Object]) -> Watch:
-        """Changes of these kinds (none given: all) from now on."""
+    def watch(self, *kinds: type[Object], applied: bool = False) -> Watch:
+        """Changes of these kinds (none given: all) from now on, when they are durable. `applied`: at once, for the planners, whose
+        decisions reach nobody before the changes they rest on are durable too."""
         ...
