@@ -68,6 +68,12 @@ class Unavailable(SkepError):
     status = 503
 
 
+class StoreFailed(SkepError):
+    """The cluster's state cannot be read or written: a full or failing disk. Fatal: what is in memory is no longer what is stored."""
+
+    status = 500
+
+
 class ConfigError(SkepError):
     """A setting that cannot be used: says which, where, and what to write instead."""
 

@@ -1,8 +1,8 @@
 """The cluster's state: tables in memory, one writer, every change durable before anybody outside hears of it.
 
 `apply` changes memory at once (the next decision sees it), a flusher writes groups of transactions to the back end, and only then are
-watchers told and `commit`s answered: what was acknowledged or sent to a node survives a kill -9. Back ends have a synchronous core, so that a
-simulation runs the real thing without threads (`flush`). See docs/store.md.
+watchers told and `commit`s answered: what was acknowledged or sent to a node survives a kill -9. Back ends have a synchronous core, so
+that a simulation runs the real thing without threads (`flush`). See docs/store.md.
 """
 
 from __future__ import annotations
