@@ -58,6 +58,12 @@ class EventQueue:
                 raise StopAsyncIteration
             await self._changed.wait()
 
+    async def changed(self) -> None:
+        await self._changed.wait()
+
+    def wake(self) -> None:
+        self._changed.set()
+
     def close(self) -> None:
         """No further events; a waiting reader ends after those it has."""
         self._closed = True
