@@ -1,0 +1,59 @@
+# make demo    installs what is needed and shows a four-node cluster on this machine (root or sudo)
+# make test    installs what is needed and runs every check (root or sudo; without root its real-container part is refused)
+# make quick   the checks that need no root
+# make bench   the measurements of bench/
+# make soak    what takes longer: many simulated clusters, long chaos
+SHELL := /bin/bash
+PY := .venv/bin/python
+ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
+
+.PHONY: setup demo test quick lint types contracts plan sim contract integration e2e bench soak clean
+
+setup:
+	@tools/setup
+
+demo: setup
+	@$(ROOT) tools/demo
+
+quick: lint types contracts plan sim contract
+
+test: quick integration e2e
+
+lint: setup
+	@echo "== lint"
+	@.venv/bin/ruff format -q --check . && .venv/bin/ruff check -q .
+
+types: setup
+	@echo "== types"
+	@.venv/bin/mypy
+
+contracts: setup
+	@echo "== import contracts"
+	@.venv/bin/lint-imports | tail -n 20
+
+plan: setup
+	@echo "== decisions, store, link"
+	@$(PY) -m pytest -q tests/plan tests/store tests/link -m "not root and not soak"
+
+sim: setup
+	@echo "== simulated clusters"
+	@$(PY) -m pytest -q tests/sim -m "not soak"
+
+contract: setup
+	@echo "== Docker's dialect"
+	@$(PY) -m pytest -q tests/contract -m "not root and not soak"
+
+integration: setup
+	@echo "== real containers, namespaces, registry (root)"
+	@$(ROOT) $(PY) -m pytest -q tests/integration tests/link tests/contract -m "root and not soak"
+
+e2e: setup
+	@echo "== end to end (root)"
+	@$(ROOT) $(PY) -m pytest -q tests/e2e -m "not soak"
+
+bench: setup
+	@$(ROOT) $(PY) bench/all.py
+
+soak: setup
+	@$(PY) -m skep.testing.sim --seeds 10000
+	@$(ROOT) $(PY) -m pytest -q tests -m soak
