@@ -13,7 +13,7 @@ setup:
 	@tools/setup
 
 demo: setup
-	@$(ROOT) tools/demo
+	@$(ROOT) $(PY) tools/demo
 
 quick: lint types contracts plan sim contract
 
