@@ -79,6 +79,11 @@ class Task(Object, frozen=True, kw_only=True):
     starts_after: str = ""
     """Id of the task that must have stopped before this one is let go; at most a minute is waited."""
     restarts: tuple[Restart, ...] = ()
+    """The last restarts in this slot under this spec version, oldest first: as many as a decision may ask for."""
+    attempts: int = 0
+    """How many restarts in this slot under this spec version led to this task; 0 = the first of them."""
+    rollout: int = 0
+    """`update_status.started_at` of the rollout that brought this spec to the slot, carried on to successors; 0 = none did."""
 
     @property
     def name(self) -> str:
