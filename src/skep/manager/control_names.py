@@ -14,9 +14,9 @@ _ADJECTIVES = (
 
 _SURNAMES = (
     "abel bardeen boyle carson cerf curie dijkstra dirac ekman engelbart euler faraday fermat feynman franklin galois gauss germain "
-    "goodall hamilton hawking hertz hopper huber johnson kepler knuth lamarr lamport leavitt liskov lovelace mayer meitner mendel mirzakhani "
-    "napier newton nightingale noether pascal payne perlman planck ptolemy ramanujan ride ritchie sammet seeley shannon sinoussi "
-    "somerville tesla thompson turing vaughan volta wescoff wiles wing wozniak wu yalow"
+    "goodall hamilton hawking hertz hopper huber johnson kepler knuth lamarr lamport leavitt liskov lovelace mayer meitner mendel "
+    "mirzakhani napier newton nightingale noether pascal payne perlman planck ptolemy ramanujan ride ritchie sammet seeley shannon "
+    "sinoussi somerville tesla thompson turing vaughan volta wescoff wiles wing wozniak wu yalow"
 )
 ADJECTIVES = tuple(_ADJECTIVES.split())
 SURNAMES = tuple(_SURNAMES.split())
