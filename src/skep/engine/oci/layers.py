@@ -1,0 +1,209 @@
+"""The layers on this node: one directory per diff id, shared by all images, complete or not there at all.
+
+    <root>/layers/<hex>.tmp/diff    while it is unpacked; swept away at the next start
+    <root>/layers/<hex>/diff        what overlayfs is given
+    <root>/layers/<hex>/layer.json  its size; written before the rename
+    <root>/l/<6 hex>                a short symbolic link to diff: the lowerdir option of mount(2) is limited to a page
+
+A layer is flushed to the disk before its rename, so that a directory without `.tmp` is whole also after a power cut. A lock per layer makes
+two pulls of it one: who comes second finds it there, or tries itself where the first failed or was cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import shutil
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+
+import msgspec
+
+from skep.engine.base import Progress
+from skep.engine.oci.manifest import Descriptor
+from skep.engine.oci.registry import Registry
+from skep.engine.oci.unpack import MAX_UNPACKED, unpack
+from skep.errors import SkepError
+
+PARALLEL = 3
+"""Layers in the making at once, as in Docker."""
+LINK = 6
+REPORT_EVERY = 512 << 10
+
+Report = Callable[[Progress], None]
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True):
+    size: int
+
+
+class Layers:
+    def __init__(self, root: Path, *, parallel: int = PARALLEL, limit: int = MAX_UNPACKED) -> None:
+        self._layers = root / "layers"
+        self._links = root / "l"
+        self._limit = limit
+        self._slots = asyncio.Semaphore(parallel)
+        self._executor = ThreadPoolExecutor(parallel, "skep-layer")
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._held: Counter[str] = Counter()
+        self._sizes: dict[str, int] = {}
+        self._short: dict[str, str] = {}
+        self._load()
+
+    def _load(self) -> None:
+        """What is there, without what a kill left half made."""
+        for directory in (self._layers, self._links):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for entry in self._layers.iterdir():
+            if entry.suffix:
+                shutil.rmtree(entry, ignore_errors=True)
+                continue
+            try:
+                self._sizes[entry.name] = msgspec.json.decode((entry / "layer.json").read_bytes(), type=_Record).size
+            except (OSError, msgspec.MsgspecError):
+                shutil.rmtree(entry, ignore_errors=True)
+        for link in self._links.iterdir():
+            name = Path(os.readlink(link)).parent.name
+            if name in self._sizes and name not in self._short:
+                self._short[name] = link.name
+            else:
+                link.unlink()
+        for name in self._sizes:
+            self._link(name)
+
+    def present(self, diff_id: str) -> bool:
+        return _name(diff_id) in self._sizes
+
+    def size(self, diff_id: str) -> int:
+        """Bytes of its files; 0 when it is not here."""
+        return self._sizes.get(_name(diff_id), 0)
+
+    def all(self) -> set[str]:
+        """Diff ids."""
+        return {f"sha256:{name}" for name in self._sizes}
+
+    def lower(self, diff_id: str) -> str:
+        """The short path of a layer that is here."""
+        return str(self._links / self._short[_name(diff_id)])
+
+    @contextmanager
+    def hold(self, diff_ids: Collection[str]) -> Iterator[None]:
+        """While it lasts these layers are not collected, though no image names them yet."""
+        self._held.update(diff_ids)
+        try:
+            yield
+        finally:
+            self._held.subtract(diff_ids)
+            self._held = +self._held
+
+    async def fetch(self, diff_id: str, blob: Descriptor, registry: Registry, report: Report) -> None:
+        """From the registry, unless it is here."""
+        if self.present(diff_id):
+            report(Progress(status="Already exists", id=blob.short))
+            return
+        report(Progress(status="Pulling fs layer", id=blob.short))
+        async with self._locks.setdefault(diff_id, asyncio.Lock()):
+            if not self.present(diff_id):
+                if self._slots.locked():
+                    report(Progress(status="Waiting", id=blob.short))
+                async with self._slots, aclosing(_watched(registry.blob(blob), blob, report)) as source:
+                    await self._make(diff_id, blob.compression, source, digest=blob.digest)
+            else:
+                report(Progress(status="Download complete", id=blob.short))
+        report(Progress(status="Pull complete", id=blob.short))
+
+    async def put(self, diff_id: str, compression: str, source: AsyncIterator[bytes]) -> str:
+        """From bytes that are here already. With an empty `diff_id` the layer's own is taken. Returns the diff id."""
+        async with self._locks.setdefault(diff_id, asyncio.Lock()), self._slots:
+            if diff_id and self.present(diff_id):
+                return diff_id
+            return await self._make(diff_id, compression, source)
+
+    async def _make(self, diff_id: str, compression: str, source: AsyncIterator[bytes], *, digest: str = "") -> str:
+        making = self._layers / ((_name(diff_id) if diff_id else "import") + ".tmp")
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._executor, _prepare, making)
+            made = await unpack(source, compression, making / "diff", self._executor, digest=digest, limit=self._limit)
+            if diff_id and made.diff_id != diff_id:
+                raise SkepError(f"layers from manifest don't match image configuration: {diff_id} unpacked as {made.diff_id}")
+            name = _name(made.diff_id)
+            if name not in self._sizes:
+                await loop.run_in_executor(self._executor, _settle, making, self._layers / name, made.size)
+                self._sizes[name] = made.size
+                self._link(name)
+            return made.diff_id
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+
+    def _link(self, name: str) -> None:
+        if name in self._short:
+            return
+        taken = set(self._short.values())
+        short = next(name[:n] for n in range(LINK, len(name) + 1) if name[:n] not in taken)
+        (self._links / short).symlink_to(f"../layers/{name}/diff")
+        self._short[name] = short
+
+    async def collect(self, keep: Collection[str]) -> list[str]:
+        """Remove all layers but these and those that are held; returns the removed diff ids."""
+        kept = {_name(diff_id) for diff_id in keep} | {_name(diff_id) for diff_id in self._held}
+        gone = sorted(set(self._sizes) - kept)
+        for name in gone:
+            del self._sizes[name]
+            (self._links / self._short.pop(name)).unlink(missing_ok=True)
+            (self._layers / name).rename(self._layers / f"{name}.gone")
+        loop = asyncio.get_running_loop()
+        for name in gone:
+            await loop.run_in_executor(self._executor, _erase, self._layers / f"{name}.gone")
+        return [f"sha256:{name}" for name in gone]
+
+
+def _name(diff_id: str) -> str:
+    return diff_id.partition(":")[2]
+
+
+def _prepare(making: Path) -> None:
+    if making.exists():
+        shutil.rmtree(making)
+    making.mkdir(mode=0o700)
+    (making / "diff").mkdir()
+    (making / "diff").chmod(0o755)
+
+
+def _erase(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _settle(making: Path, final: Path, size: int) -> None:
+    (making / "layer.json").write_bytes(msgspec.json.encode(_Record(size=size)))
+    flush_file_system(making)
+    making.rename(final)
+
+
+def flush_file_system(path: Path) -> None:
+    """syncfs(2): one call for a tree of any size."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
+            raise OSError(ctypes.get_errno(), "syncfs", str(path))
+    finally:
+        os.close(descriptor)
+
+
+async def _watched(source: AsyncGenerator[bytes, None], blob: Descriptor, report: Report) -> AsyncGenerator[bytes, None]:
+    """The same bytes, with Docker's progress on the way. Unpacking goes along, so `Extracting` has nothing left to count."""
+    done, next_report = 0, 0
+    async with aclosing(source):
+        async for chunk in source:
+            done += len(chunk)
+            if done >= next_report:
+                report(Progress(status="Downloading", id=blob.short, current=done, total=blob.size))
+                next_report = done + REPORT_EVERY
+            yield chunk
+    report(Progress(status="Verifying Checksum", id=blob.short))
+    report(Progress(status="Download complete", id=blob.short))
+    report(Progress(status="Extracting", id=blob.short, current=blob.size, total=blob.size))
