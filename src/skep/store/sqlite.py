@@ -136,8 +136,9 @@ class SqliteBackend:
             pass  # The error that led here says what is wrong.
 
     def _explained(self, error: sqlite3.DatabaseError) -> ConfigError | StoreFailed:
-        if error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return ConfigError(f"{self._path} is in use by another process (another skepd on the same data directory?)")
-        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+        if code == sqlite3.SQLITE_NOTADB:
             return ConfigError(f"{self._path} is not a store of skep")
         return StoreFailed(f"the cluster's state {self._path} cannot be opened: {error}")
