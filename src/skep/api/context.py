@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from skep.clock import Clock
-from skep.engine.base import Engine
+from skep.engine.base import Container, Engine
 from skep.link.messages import LogLine
 from skep.model.cluster import Cluster as ClusterObject
 from skep.model.network import Network
@@ -151,13 +151,19 @@ class Cluster(Protocol):
 
 
 class LocalEvents(Protocol):
-    """What happens on this node, for /events (scope local): messages in Docker's shape, newest last."""
+    """What this node can tell of in /events: messages in Docker's shape, newest last; the API adds the cluster's (scope swarm)."""
 
     def past(self) -> Sequence[Mapping[str, Any]]: ...
 
     def subscribe(self) -> asyncio.Queue[Mapping[str, Any]]: ...
 
     def unsubscribe(self, queue: asyncio.Queue[Mapping[str, Any]]) -> None: ...
+
+    def publish(self, message: Mapping[str, Any]) -> None: ...
+
+    def container(self, action: str, container: Container, attributes: Mapping[str, str]) -> None:
+        """Publish what happened to a container; its name, image and labels are added to the attributes."""
+        ...
 
 
 class NodeInfo(Protocol):

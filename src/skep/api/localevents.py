@@ -1,0 +1,110 @@
+"""Events of this node in Docker's shape, the last 256 of them, and whoever listens. See `skep.api.context.LocalEvents`.
+
+A listener that does not keep up is cut off (it finds None in its queue) rather than allowed to eat memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from skep.api.wire.containers import image_name
+from skep.clock import SECOND, Clock
+from skep.engine.base import Container, Engine, Exit
+
+PAST = 256
+PENDING = 1024
+
+
+def message(kind: str, action: str, id: str, attributes: Mapping[str, str], at: int, scope: str = "local") -> dict[str, Any]:
+    """One event. Containers and images repeat status, id (and from) at the front, for clients from before 1.22."""
+    shown: dict[str, Any] = {}
+    if kind in ("container", "image"):
+        shown = {"status": action, "id": id}
+        if kind == "container":
+            shown["from"] = attributes.get("image", "")
+    shown |= {
+        "Type": kind,
+        "Action": action,
+        "Actor": {"ID": id, "Attributes": dict(sorted(attributes.items()))},
+        "scope": scope,
+        "time": at // SECOND,
+        "timeNano": at,
+    }
+    return shown
+
+
+class LocalEvents:
+    """Run `run` beside the daemon: it turns what the engine tells into messages."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._ring: deque[Mapping[str, Any]] = deque(maxlen=PAST)
+        self._listeners: set[asyncio.Queue[Any]] = set()
+        self._known: dict[str, Container] = {}
+
+    def past(self) -> Sequence[Mapping[str, Any]]:
+        return tuple(self._ring)
+
+    def subscribe(self) -> asyncio.Queue[Any]:
+        queue: asyncio.Queue[Any] = asyncio.Queue(PENDING + 1)
+        self._listeners.add(queue)
+        return queue
+
+    def unsubscribe(self, queue: asyncio.Queue[Any]) -> None:
+        self._listeners.discard(queue)
+
+    @property
+    def listeners(self) -> int:
+        return len(self._listeners)
+
+    def publish(self, message: Mapping[str, Any]) -> None:
+        self._ring.append(message)
+        for queue in tuple(self._listeners):
+            if queue.qsize() >= PENDING:
+                self._listeners.discard(queue)
+                queue.put_nowait(None)
+            else:
+                queue.put_nowait(message)
+
+    def container(self, action: str, container: Container, attributes: Mapping[str, str], at: int = 0) -> None:
+        config = container.config
+        image = image_name(config, self._engine.images.get(config.image))
+        self.publish(
+            message(
+                "container",
+                action,
+                config.id,
+                {**config.labels, "image": image, "name": config.name, **attributes},
+                at or self._clock.now(),
+            )
+        )
+
+    async def run(self) -> None:
+        queue = self._engine.subscribe()
+        self._known = {c.config.id: c for c in self._engine.all()}
+        try:
+            while True:
+                action, id, ended = await queue.get()
+                self._happened(action, id, ended)
+        finally:
+            self._engine.unsubscribe(queue)
+
+    def _happened(self, action: str, id: str, ended: Exit | None) -> None:
+        container = self._engine.get(id) or self._known.get(id)
+        if container is None:
+            return
+        if action == "destroy":
+            self._known.pop(id, None)
+        else:
+            self._known[id] = container
+        attributes: dict[str, str] = {}
+        at = 0
+        if action == "die" and ended is not None:
+            ran = max(0, ended.at - container.started_at) // SECOND if container.started_at else 0
+            attributes = {"exitCode": str(ended.code), "execDuration": str(ran)}
+            at = ended.at
+        self.container(action, container, attributes, at)

@@ -1,0 +1,75 @@
+"""`docker top`: the processes of a container, which are those in its pid namespace, in the columns `ps` prints."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+from typing import Any
+
+from skep.errors import Invalid, NotImplementedHere, SkepError
+
+
+def _members(pid: int) -> set[int]:
+    """All processes in the same pid namespace as `pid`."""
+    try:
+        namespace = os.readlink(f"/proc/{pid}/ns/pid")
+        own = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return {pid}
+    if namespace == own:
+        return _descendants(pid)
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                if os.readlink(f"/proc/{name}/ns/pid") == namespace:
+                    found.add(int(name))
+            except OSError:
+                continue
+    return found
+
+
+def _descendants(pid: int) -> set[int]:
+    parents: dict[int, int] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
+                    parents[int(name)] = int(file.read().rpartition(")")[2].split()[1])
+            except (OSError, IndexError, ValueError):
+                continue
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+async def top_table(pid: int, arguments: str) -> dict[str, Any]:
+    """`{"Titles": [...], "Processes": [[...], ...]}`. Raises SkepError with ps' own words."""
+    try:
+        words = shlex.split(arguments)
+    except ValueError as error:
+        raise Invalid(f"invalid ps_args: {error}") from None
+    if len(words) > 50:
+        raise Invalid("invalid ps_args: too many")
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "ps", *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+    except FileNotFoundError:
+        raise NotImplementedHere("top needs the ps program on this node (package procps)") from None
+    out, err = await process.communicate()
+    if process.returncode:
+        raise SkepError(f"error running ps: {err.decode(errors='replace').strip().splitlines()[0] if err.strip() else process.returncode}")
+    lines = out.decode(errors="replace").splitlines()
+    titles = lines[0].split() if lines else []
+    if "PID" not in titles:
+        raise SkepError("Couldn't find PID field in ps output")
+    at, members = titles.index("PID"), _members(pid)
+    rows = []
+    for line in lines[1:]:
+        fields = line.split(None, len(titles) - 1)
+        if len(fields) > at and fields[at].isdigit() and int(fields[at]) in members:
+            rows.append(fields)
+    return {"Titles": titles, "Processes": rows}

@@ -1,0 +1,103 @@
+"""`/services…` (managers only)."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from skep.api.body import convert, read_json
+from skep.api.filters import swarm_labels
+from skep.api.logs import service_logs
+from skep.api.query import go_bool, version
+from skep.api.routing import Call, Routes, answer, nothing
+from skep.api.wire import services as wire
+from skep.api.wire.ageing import as_of
+from skep.api.wire.canonical import service_spec
+from skep.model.service import Service
+from skep.model.spec import ServiceSpec
+
+ROUTES = Routes()
+
+
+def _mode(service: Service) -> str:
+    mode = service.spec.mode
+    if mode.global_ is not None:
+        return "global"
+    if mode.replicated_job is not None:
+        return "replicated-job"
+    return "global-job" if mode.global_job is not None else "replicated"
+
+
+@ROUTES.add("GET", "/services")
+async def ls(call: Call) -> web.StreamResponse:
+    cluster = call.cluster
+    wanted = call.filters("id", "name", "label", "mode", "runtime")
+    status = call.version >= (1, 41) and go_bool(call.query, "status")
+
+    def passes(service: Service) -> bool:
+        return (
+            wanted.prefix("id", service.id)
+            and wanted.prefix("name", service.name)
+            and wanted.exact("mode", _mode(service))
+            and wanted.exact("runtime", "container")
+            and swarm_labels(service.spec.labels, wanted.get("label"))
+        )
+
+    shown: list[object] = []
+    for service in cluster.view.all(Service):
+        if not passes(service):
+            continue
+        if status:
+            shown.append(wire.service(service, status=wire.service_status(service, cluster.view)))
+        else:
+            shown.append(_encoded(call, service))
+    return answer(shown)
+
+
+def _encoded(call: Call, service: Service) -> msgspec.Raw:
+    return call.state.encoded.get(service.id, service.version, lambda: wire.service(service))
+
+
+async def _spec(call: Call) -> ServiceSpec:
+    return service_spec(convert(as_of(call.version, await read_json(call.request)), ServiceSpec))
+
+
+@ROUTES.add("POST", "/services/create")
+async def create(call: Call) -> web.StreamResponse:
+    spec = await _spec(call)
+    auth = call.request.headers.get("X-Registry-Auth", "")
+    service, warnings = await call.cluster.create_service(spec, registry_auth=auth)
+    return answer({"ID": service.id, "Warnings": warnings or None}, 201)
+
+
+@ROUTES.add("GET", "/services/{id}")
+async def inspect(call: Call) -> web.StreamResponse:
+    insert = go_bool(call.query, "insertDefaults")
+    service = call.cluster.service(call.path["id"])
+    if insert:
+        return answer(wire.service(service, insert_defaults=True))
+    return answer(_encoded(call, service))
+
+
+@ROUTES.add("POST", "/services/{id}/update")
+async def update(call: Call) -> web.StreamResponse:
+    spec = await _spec(call)
+    number = version(call.query, "service")
+    warnings = await call.cluster.update_service(
+        call.path["id"],
+        number,
+        spec,
+        registry_auth=call.request.headers.get("X-Registry-Auth") or None,
+        registry_auth_from=call.query.get("registryAuthFrom", ""),
+        rollback=call.query.get("rollback", ""),
+    )
+    return answer({"Warnings": warnings or None})
+
+
+@ROUTES.add("DELETE", "/services/{id}")
+async def remove(call: Call) -> web.StreamResponse:
+    await call.cluster.remove_service(call.path["id"])
+    return nothing()
+
+
+ROUTES.add("GET", "/services/{id}/logs")(service_logs)

@@ -1,0 +1,106 @@
+"""`/tasks…` (managers only)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from aiohttp import web
+
+from skep.api.context import Cluster
+from skep.api.filters import Filters, swarm_labels
+from skep.api.logs import task_logs
+from skep.api.routing import Call, Routes, answer
+from skep.api.wire.tasks import renderer
+from skep.errors import SkepError
+from skep.model.enums import TaskState
+from skep.model.node import Node
+from skep.model.service import Service
+from skep.model.tables import TASK_BY_NODE, TASK_BY_SERVICE
+from skep.model.task import Task
+from skep.plan.dirty import is_task_dirty
+
+ROUTES = Routes()
+_STATES = {state.word: state for state in TaskState}
+
+
+@ROUTES.add("GET", "/tasks")
+async def ls(call: Call) -> web.StreamResponse:
+    cluster = call.cluster
+    wanted = call.filters("_up-to-date", "desired-state", "id", "label", "name", "node", "runtime", "service")
+    services = {cluster.service(reference).id for reference in wanted.get("service")}
+    nodes = {cluster.node(reference).id for reference in wanted.get("node")}
+    states = set()
+    for word in wanted.get("desired-state"):
+        if word not in _STATES:
+            raise SkepError(f"Invalid desired-state filter: '{word}'")
+        states.add(_STATES[word])
+    passes = _Passes(cluster, wanted)
+    render = renderer(cluster.view, call.state.encoded)
+    shown = [
+        render(task)
+        for task in _candidates(cluster, services, nodes)
+        if (not services or task.service_id in services)
+        and (not nodes or task.node_id in nodes)
+        and (not states or task.desired_state in states)
+        and (not wanted or passes(task))
+    ]
+    if not wanted:
+        alive = {t.id for t in cluster.view.all(Task)} | {s.id for s in cluster.view.all(Service)}
+        call.state.encoded.prune(alive)
+    return answer(shown)
+
+
+def _candidates(cluster: Cluster, services: set[str], nodes: set[str]) -> Iterable[Task]:
+    """The smallest set that an index gives."""
+    if services:
+        return (task for id in services for task in cluster.view.find(TASK_BY_SERVICE, id))
+    if nodes:
+        return (task for id in nodes for task in cluster.view.find(TASK_BY_NODE, id))
+    return cluster.view.all(Task)
+
+
+class _Passes:
+    """The filters that look at single tasks; services and nodes are looked up once."""
+
+    def __init__(self, cluster: Cluster, wanted: Filters) -> None:
+        self.view = cluster.view
+        self.wanted = wanted
+        self.services: dict[str, Service | None] = {}
+
+    def service(self, id: str) -> Service | None:
+        if id not in self.services:
+            self.services[id] = self.view.get(Service, id)
+        return self.services[id]
+
+    def labels(self, task: Task) -> Mapping[str, str] | None:
+        """The service's labels; of a removed service only those remain that its containers carry (a stack's name is among them)."""
+        service = self.service(task.service_id)
+        if service is not None:
+            return service.spec.labels
+        return task.spec.container_spec.labels if task.spec.container_spec is not None else None
+
+    def __call__(self, task: Task) -> bool:
+        wanted = self.wanted
+        attachment = task.spec.network_attachment_spec is not None
+        if not wanted.prefix("id", task.id) or not wanted.prefix("name", task.name):
+            return False
+        runtimes = wanted.get("runtime")
+        if runtimes and ("attachment" if attachment else "container") not in runtimes and (attachment or "" not in runtimes):
+            return False
+        if wanted.get("label") and not swarm_labels(self.labels(task), wanted.get("label")):
+            return False
+        if wanted.get("_up-to-date"):
+            service = self.service(task.service_id)
+            if service is None:
+                return False
+            return not is_task_dirty(service, task, self.view.get(Node, task.node_id) if task.node_id else None)
+        return True
+
+
+@ROUTES.add("GET", "/tasks/{id}")
+async def inspect(call: Call) -> web.StreamResponse:
+    cluster = call.cluster
+    return answer(renderer(cluster.view, call.state.encoded)(cluster.task(call.path["id"])))
+
+
+ROUTES.add("GET", "/tasks/{id}/logs")(task_logs)

@@ -1,0 +1,153 @@
+"""The Docker Engine API as an aiohttp application over a Context. See docs/api.md for a request's way and for how to add an endpoint.
+
+One catch-all handler: strips and checks the version prefix, finds the route, turns errors of skep.errors into Docker's answers. A client
+that goes away cancels its request, as Docker does; what must not stop half way (swarm init) runs in the server's own task group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import socket
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from skep.api import clusterevents
+from skep.api.body import LARGEST
+from skep.api.context import Context
+from skep.api.routes.table import ROUTES
+from skep.api.routing import Call, Routes, answer, check_query
+from skep.api.state import API_VERSION, OLDEST_VERSION, State, written
+from skep.errors import SkepError
+
+STATE: web.AppKey[State] = web.AppKey("state", State)
+LOG = logging.getLogger("skep.api")
+_VERSIONED = re.compile(r"/v([0-9]+(?:\.[0-9]+)*)(/.*)")
+
+
+def make_app(context: Context) -> web.Application:
+    """The application; serve it with `serve_unix` or `serve_tcp`."""
+    app = web.Application(client_max_size=LARGEST)
+    app[STATE] = State(context)
+    app.router.add_route("*", "/{path:.*}", _Dispatcher(app[STATE], ROUTES))
+    return app
+
+
+class _Dispatcher:
+    def __init__(self, state: State, routes: Routes) -> None:
+        self.state = state
+        self.routes = routes
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        path = request.path
+        version, said = API_VERSION, ""
+        if match := _VERSIONED.fullmatch(path):
+            said, path = match[1], match[2]
+            version = _parsed(said)
+        found = self.routes.find(request.method, path)
+        response: web.StreamResponse
+        if found is None:
+            response = _error(404, "page not found")
+            response.headers["Server"] = self.state.headers["Server"]
+            return response
+        try:
+            if version > API_VERSION:
+                response = _error(400, f"client version {said} is too new. Maximum supported API version is {written(API_VERSION)}")
+            elif version < OLDEST_VERSION:
+                response = web.Response(
+                    status=400,
+                    text=f"client version {said} is too old. Minimum supported API version is {written(OLDEST_VERSION)}, "
+                    "please upgrade your client to a newer version\n",
+                )
+            else:
+                route, parts = found
+                check_query(route, request.query)
+                response = await route.handler(Call(request, self.state, version, parts))
+        except SkepError as error:
+            if error.status >= 500 and error.status not in (501, 503):
+                LOG.info("%s %s: %s", request.method, path, error.message)
+            response = _error(error.status, error.message)
+        except web.HTTPRequestEntityTooLarge:
+            response = _error(413, f"request body is larger than {LARGEST} bytes")
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception:
+            LOG.exception("%s %s failed", request.method, path)
+            response = _error(500, "internal error: see this node's log")
+        if not response.prepared:
+            self.state.dress(response)
+        return response
+
+
+def _parsed(said: str) -> tuple[int, int]:
+    parts = [int(p[:9]) for p in said.split(".")]
+    return (parts[0], parts[1] if len(parts) > 1 else 0)
+
+
+def _error(status: int, message: str) -> web.Response:
+    return answer({"message": message}, status)
+
+
+@contextlib.asynccontextmanager
+async def _running(app: web.Application) -> AsyncIterator[web.AppRunner]:
+    """A runner, with the application's own task group beside it (the event feed, exits of detached execs)."""
+    state = app[STATE]
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        if state.group is not None:
+            yield runner
+            return
+        async with asyncio.TaskGroup() as group:
+            state.group = group
+            feed = group.create_task(clusterevents.run(state.context, state.cluster_changed))
+            try:
+                yield runner
+            finally:
+                state.group = None
+                feed.cancel()
+    finally:
+        await runner.cleanup()
+
+
+async def serve_unix(app: web.Application, path: str, mode: int = 0o660, *, ready: asyncio.Event | None = None) -> None:
+    """Serve on a unix socket until cancelled; `ready` is set when clients can connect. A stale socket file is replaced.
+
+    Raises OSError (EADDRINUSE) when another process answers there.
+    """
+    _remove_stale(path)
+    async with _running(app) as runner:
+        listener = socket.socket(socket.AF_UNIX)
+        try:
+            mask = os.umask(0o777 & ~mode)
+            try:
+                listener.bind(path)
+            finally:
+                os.umask(mask)
+            os.chmod(path, mode)
+            await web.SockSite(runner, listener, backlog=1024).start()
+            if ready is not None:
+                ready.set()
+            await asyncio.Event().wait()
+        finally:
+            listener.close()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+def _remove_stale(path: str) -> None:
+    probe = socket.socket(socket.AF_UNIX)
+    try:
+        probe.connect(path)
+    except ConnectionRefusedError:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    else:
+        raise OSError(98, f"{path}: another process serves this socket")
+    finally:
+        probe.close()

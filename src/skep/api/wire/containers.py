@@ -1,0 +1,302 @@
+"""This node's containers as Docker's clients see them: the engine's, with what their labels and the cluster say of their task."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from skep.api.wire.networks import endpoint_id, mac_of
+from skep.api.wire.times import ZERO, ago, stamp
+from skep.clock import SECOND
+from skep.engine.base import Container, ContainerConfig, Image
+from skep.model.network import Network
+from skep.model.task import Task
+
+MASKED = [
+    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
+    "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
+]  # fmt: skip
+READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+TASK_ID = "com.docker.swarm.task.id"
+_SAFE = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
+
+
+def state(container: Container) -> str:
+    """Docker's word: created, running, paused, exited."""
+    if container.running:
+        return "paused" if container.paused else "running"
+    return "exited" if container.exit is not None else "created"
+
+
+def status(container: Container, now: int) -> str:
+    """`Up 5 minutes`, as `docker ps` prints it."""
+    if container.running:
+        return f"Up {ago(now - container.started_at)}" + (" (Paused)" if container.paused else "")
+    if container.exit is not None:
+        return f"Exited ({container.exit.code}) {ago(now - container.exit.at)} ago"
+    return "Created"
+
+
+def image_name(config: ContainerConfig, image: Image | None) -> str:
+    """What the user asked for: kept by the runtime with the container, else the image's first name."""
+    asked = config.extra.get("image")
+    if isinstance(asked, str) and asked:
+        return asked
+    if image is not None and image.tags:
+        return image.tags[0]
+    return config.image
+
+
+def command(args: Iterable[str]) -> str:
+    """Arguments in one line, quoted where Docker quotes them."""
+    return " ".join(arg if _SAFE.fullmatch(arg) else shlex.quote(arg) for arg in args)
+
+
+def networks(task: Task | None, found: Mapping[str, Network], config: ContainerConfig, running: bool) -> dict[str, Any]:
+    """`NetworkSettings.Networks`. What the cluster is not asked for (on a worker) is not shown."""
+    shown: dict[str, Any] = {}
+    for attachment in task.attachments if task is not None else ():
+        network = found.get(attachment.network_id)
+        address = attachment.addresses[0] if attachment.addresses else ""
+        host, _, prefix = address.partition("/")
+        shown[network.name if network is not None else attachment.network_id] = _place(
+            endpoint_id(task.id, attachment.network_id) if running and task is not None else "",
+            attachment.network_id,
+            host,
+            int(prefix or 0) if running else 0,
+            aliases=list(attachment.aliases) or None,
+            running=running,
+        )
+    if not shown:
+        name = "host" if config.host_network else "bridge"
+        shown[name] = _place("", "", "", 0, aliases=None, running=running)
+    return shown
+
+
+def _place(endpoint: str, network_id: str, address: str, prefix: int, *, aliases: list[str] | None, running: bool) -> dict[str, Any]:
+    return {
+        "IPAMConfig": {"IPv4Address": address} if address else None,
+        "Links": None,
+        "Aliases": aliases,
+        "MacAddress": mac_of(address) if running else "",
+        "DriverOpts": None,
+        "GwPriority": 0,
+        "NetworkID": network_id,
+        "EndpointID": endpoint,
+        "Gateway": "",
+        "IPAddress": address if running else "",
+        "IPPrefixLen": prefix,
+        "IPv6Gateway": "",
+        "GlobalIPv6Address": "",
+        "GlobalIPv6PrefixLen": 0,
+        "DNSNames": None,
+    }
+
+
+def mounts(config: ContainerConfig) -> list[dict[str, Any]]:
+    """Bind mounts as Docker lists them; tmpfs ones are in HostConfig only."""
+    return [
+        {"Type": "bind", "Source": m.source, "Destination": m.target, "Mode": "", "RW": not m.read_only, "Propagation": m.propagation}
+        for m in config.mounts
+        if m.kind == "bind"
+    ]
+
+
+def ports(task: Task | None, image: Image | None) -> list[dict[str, Any]]:
+    """Ports of the image, and those the task publishes on this node."""
+    shown: list[dict[str, Any]] = []
+    published = {(p.target_port, p.protocol): p.published_port for p in (task.status.ports if task is not None else ())}
+    exposed = {_port(text) for text in (image.config.exposed_ports if image is not None else ())}
+    for number, protocol in sorted(exposed | set(published)):
+        entry: dict[str, Any] = {"PrivatePort": number, "Type": protocol}
+        if public := published.get((number, protocol)):
+            entry = {"IP": "0.0.0.0", "PrivatePort": number, "PublicPort": public, "Type": protocol}
+        shown.append(entry)
+    return shown
+
+
+def _port(text: str) -> tuple[int, str]:
+    number, _, protocol = text.partition("/")
+    return (int(number.partition("-")[0]) if number.partition("-")[0].isdigit() else 0, protocol or "tcp")
+
+
+def list_form(container: Container, image: Image | None, task: Task | None, found: Mapping[str, Network], now: int) -> dict[str, Any]:
+    """An element of GET /containers/json."""
+    config = container.config
+    return {
+        "Id": config.id,
+        "Names": [f"/{config.name}"],
+        "Image": image_name(config, image),
+        "ImageID": config.image,
+        "Command": command(config.args),
+        "Created": container.created_at // SECOND,
+        "Ports": ports(task, image) if container.running else [],
+        "Labels": config.labels,
+        "State": state(container),
+        "Status": status(container, now),
+        "HostConfig": {"NetworkMode": "host" if config.host_network else "bridge"},
+        "NetworkSettings": {"Networks": networks(task, found, config, container.running)},
+        "Mounts": mounts(config),
+    }
+
+
+def _state(container: Container) -> dict[str, Any]:
+    ended = container.exit
+    return {
+        "Status": state(container),
+        "Running": container.running,
+        "Paused": container.paused,
+        "Restarting": False,
+        "OOMKilled": ended.oom if ended is not None else False,
+        "Dead": False,
+        "Pid": container.pid if container.running else 0,
+        "ExitCode": ended.code if ended is not None else 0,
+        "Error": ended.error if ended is not None else "",
+        "StartedAt": stamp(container.started_at),
+        "FinishedAt": stamp(ended.at) if ended is not None else ZERO,
+    }
+
+
+def _host_config(config: ContainerConfig) -> dict[str, Any]:
+    limits = config.limits
+    security = []
+    if config.no_new_privileges:
+        security.append("no-new-privileges")
+    if config.seccomp != "default":
+        security.append(f"seccomp={config.seccomp}")
+    log_options = {"max-size": str(config.log_max_size), "max-file": str(config.log_max_files)} if config.log_max_size else {}
+    return {
+        "Binds": [f"{m.source}:{m.target}" + (":ro" if m.read_only else "") for m in config.mounts if m.kind == "bind"] or None,
+        "ContainerIDFile": "",
+        "LogConfig": {"Type": config.log_driver, "Config": log_options},
+        "NetworkMode": "host" if config.host_network else "bridge",
+        "PortBindings": {},
+        "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
+        "AutoRemove": False,
+        "VolumeDriver": "",
+        "VolumesFrom": None,
+        "ConsoleSize": [0, 0],
+        "CapAdd": list(config.capabilities_add) or None,
+        "CapDrop": list(config.capabilities_drop) or None,
+        "CgroupnsMode": "private",
+        "Dns": None,
+        "DnsOptions": None,
+        "DnsSearch": None,
+        "ExtraHosts": list(config.hosts) or None,
+        "GroupAdd": list(config.groups) or None,
+        "IpcMode": "private",
+        "Cgroup": "",
+        "Links": None,
+        "OomScoreAdj": config.oom_score_adj,
+        "PidMode": "",
+        "Privileged": config.privileged,
+        "PublishAllPorts": False,
+        "ReadonlyRootfs": config.read_only,
+        "SecurityOpt": security or None,
+        "Tmpfs": {m.target: ",".join(m.options) for m in config.mounts if m.kind == "tmpfs"},
+        "UTSMode": "",
+        "UsernsMode": "",
+        "ShmSize": config.shm_size,
+        "Sysctls": config.sysctls,
+        "Runtime": "",
+        "Isolation": "",
+        "CpuShares": limits.cpu_shares,
+        "Memory": limits.memory,
+        "NanoCpus": limits.nano_cpus,
+        "CgroupParent": "",
+        "CpusetCpus": limits.cpuset_cpus,
+        "CpusetMems": "",
+        "Devices": [],
+        "DeviceCgroupRules": None,
+        "DeviceRequests": None,
+        "MemoryReservation": limits.memory_reservation,
+        "MemorySwap": limits.memory_swap,
+        "MemorySwappiness": None,
+        "OomKillDisable": False,
+        "PidsLimit": limits.pids or None,
+        "Ulimits": [{"Name": u.name, "Hard": u.hard, "Soft": u.soft} for u in config.ulimits],
+        "Init": config.init,
+        "MaskedPaths": None if config.privileged else MASKED,
+        "ReadonlyPaths": None if config.privileged else READ_ONLY,
+    }
+
+
+def _config(config: ContainerConfig, image: Image | None) -> dict[str, Any]:
+    return {
+        "Hostname": config.hostname or config.id[:12],
+        "Domainname": "",
+        "User": config.user,
+        "AttachStdin": False,
+        "AttachStdout": False,
+        "AttachStderr": False,
+        "ExposedPorts": {p: {} for p in image.config.exposed_ports} if image is not None and image.config.exposed_ports else {},
+        "Tty": config.tty,
+        "OpenStdin": config.stdin,
+        "StdinOnce": False,
+        "Env": list(config.env),
+        "Cmd": list(config.args),
+        "Image": image_name(config, image),
+        "Volumes": None,
+        "WorkingDir": config.cwd,
+        "Entrypoint": None,
+        "OnBuild": None,
+        "Labels": config.labels,
+        "StopSignal": config.stop_signal,
+    }
+
+
+def inspect_form(
+    container: Container, image: Image | None, task: Task | None, found: Mapping[str, Network], driver: str, execs: list[str]
+) -> dict[str, Any]:
+    """GET /containers/{id}/json. Entrypoint and command are one: the engine keeps what is really run."""
+    config = container.config
+    published = {
+        f"{p['PrivatePort']}/{p['Type']}": [{"HostIp": p["IP"], "HostPort": str(p["PublicPort"])}] if "PublicPort" in p else None
+        for p in (ports(task, image) if container.running else [])
+    }
+    return {
+        "Id": config.id,
+        "Created": stamp(container.created_at),
+        "Path": config.args[0] if config.args else "",
+        "Args": list(config.args[1:]),
+        "State": _state(container),
+        "Image": config.image,
+        "ResolvConfPath": "",
+        "HostnamePath": "",
+        "HostsPath": "",
+        "LogPath": "",
+        "Name": f"/{config.name}",
+        "RestartCount": 0,
+        "Driver": driver,
+        "Platform": "linux",
+        "MountLabel": "",
+        "ProcessLabel": "",
+        "AppArmorProfile": "",
+        "ExecIDs": execs or None,
+        "HostConfig": _host_config(config),
+        "GraphDriver": {"Data": None, "Name": driver},
+        "Mounts": mounts(config),
+        "Config": _config(config, image),
+        "NetworkSettings": {
+            "Bridge": "",
+            "SandboxID": "",
+            "SandboxKey": config.netns,
+            "Ports": published,
+            "HairpinMode": False,
+            "LinkLocalIPv6Address": "",
+            "LinkLocalIPv6PrefixLen": 0,
+            "SecondaryIPAddresses": None,
+            "SecondaryIPv6Addresses": None,
+            "EndpointID": "",
+            "Gateway": "",
+            "GlobalIPv6Address": "",
+            "GlobalIPv6PrefixLen": 0,
+            "IPAddress": "",
+            "IPPrefixLen": 0,
+            "IPv6Gateway": "",
+            "MacAddress": "",
+            "Networks": networks(task, found, config, container.running),
+        },
+    }
