@@ -1,0 +1,74 @@
+"""Subnet, gateway and VNI of a cluster network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Network
+
+from skep.model.cluster import Cluster
+from skep.model.defaults import ADDRESS_POOL, SUBNET_SIZE
+from skep.model.network import Network
+from skep.model.node import Node
+from skep.model.spec import IPAMConfig, NetworkSpec
+from skep.plan.allocate.addresses import inside, overlapping, pool_subnets, subnet_of, with_gateway
+from skep.plan.view import View
+
+
+class NoSubnet(Exception):
+    """Why the network cannot be given addresses; Docker's text where Docker has one."""
+
+
+def subnets_in_use(networks: Iterable[Network], besides: str = "") -> list[IPv4Network]:
+    return [
+        subnet
+        for network in networks
+        if network.id != besides and network.driver == "overlay"
+        for config in network.ipam
+        if (subnet := subnet_of(config.subnet)) is not None
+    ]
+
+
+def asked(spec: NetworkSpec) -> tuple[IPAMConfig, ...]:
+    """The configs in which the user names a subnet."""
+    return tuple(config for config in (spec.ipam_options.configs if spec.ipam_options else None) or () if config.subnet)
+
+
+def given_subnets(spec: NetworkSpec, used: Iterable[IPv4Network]) -> tuple[IPAMConfig, ...]:
+    """The user's subnets, with their gateways. Raises NoSubnet."""
+    taken = list(used)
+    configs = []
+    for config in asked(spec):
+        subnet = subnet_of(config.subnet)
+        if subnet is None:
+            if ":" not in config.subnet:
+                raise NoSubnet(f"invalid subnet {config.subnet}")
+            configs.append(config)
+            continue
+        if overlapping(subnet, taken) is not None:
+            raise NoSubnet("invalid pool request: Pool overlaps with other one on this address space")
+        taken.append(subnet)
+        configs.append(with_gateway(config, subnet))
+    return tuple(configs)
+
+
+def pool_subnet(cluster: Cluster | None, cursor: int, used: list[IPv4Network], nodes: Iterable[Node]) -> tuple[int, IPv4Network]:
+    """The next subnet of the cluster's pools that overlaps no other network and holds no node's own address: (cursor, subnet).
+
+    Raises NoSubnet.
+    """
+    pools = (cluster.default_addr_pool if cluster else ()) or (ADDRESS_POOL,)
+    size = (cluster.subnet_size if cluster else 0) or SUBNET_SIZE
+    addresses = [address for node in nodes for address in (node.status.addr, node.manager_addr) if address]
+    for after, subnet in pool_subnets(pools, size, cursor):
+        if overlapping(subnet, used) is None and not any(inside(address, subnet) for address in addresses):
+            return after, subnet
+    raise NoSubnet("could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network")
+
+
+def subnet_conflict(view: View, spec: NetworkSpec) -> str | None:
+    """Docker's sentence when the user's subnet overlaps with another network's; None when the network may be stored."""
+    try:
+        given_subnets(spec, subnets_in_use(view.all(Network)))
+    except NoSubnet as reason:
+        return str(reason)
+    return None

@@ -1,0 +1,406 @@
+"""The allocator: what is given to whom, in which order, and what is said when it cannot be."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from placing_world import World, make_node, port
+
+from skep.model.cluster import Cluster
+from skep.model.enums import TaskState
+from skep.model.network import Network
+from skep.model.node import Node
+from skep.model.service import Service
+from skep.model.spec import EndpointSpec, IPAMConfig, IPAMOptions, NetworkAttachmentConfig
+from skep.model.task import Attachment, Task
+from skep.plan.allocate import Allocation, plan_allocate, port_conflict, subnet_conflict
+from skep.plan.allocate.addresses import Space, pool_subnets
+from skep.plan.allocate.nodes import LAST_INDEX, next_index
+from skep.plan.allocate.ports import next_port
+from skep.plan.allocate.vni import LAST_VNI, next_vni
+from skep.plan.ops import Create
+
+
+def ipam(subnet: str, **fields: object) -> IPAMOptions:
+    return IPAMOptions(configs=(IPAMConfig(subnet=subnet, **fields),))  # type: ignore[arg-type]
+
+
+def born(**cluster: object) -> World:
+    """A cluster as it is after `swarm init`: one node, ingress."""
+    w = World()
+    w.cluster(**cluster)
+    w.node("n1")
+    w.network("ingress", ingress=True)
+    w.allocate()
+    return w
+
+
+def test_the_first_numbers_are_dockers() -> None:
+    w = born()
+    ingress = w.get(Network, "ingress")
+    assert ingress.ipam == (IPAMConfig(subnet="10.0.0.0/24", gateway="10.0.0.1"),)
+    assert (ingress.vni, ingress.options) == (4096, {"com.docker.network.driver.overlay.vxlanid_list": "4096"})
+    node = w.get(Node, "n1")
+    assert (node.index, [(a.network_id, a.address) for a in node.attachments]) == (1, [("ingress", "10.0.0.2/24")])
+    w.network("ov1")
+    w.service("web", networks=["ov1"], ports=[port(80)])
+    for n in (1, 2):
+        w.task(f"t{n}", "web")
+    w.allocate()
+    ov1 = w.get(Network, "ov1")
+    assert (ov1.vni, ov1.ipam[0].subnet, ov1.ipam[0].gateway) == (4097, "10.0.1.0/24", "10.0.1.1")
+    endpoint = w.get(Service, "web").endpoint
+    assert [(vip.network_id, vip.address) for vip in endpoint.vips] == [("ingress", "10.0.0.3/24"), ("ov1", "10.0.1.2/24")]
+    assert [p.published_port for p in endpoint.ports] == [30000]
+    assert endpoint.spec == w.get(Service, "web").spec.endpoint_spec
+    t1 = w.get(Task, "t1")
+    assert [(a.network_id, a.addresses) for a in t1.attachments] == [("ingress", ("10.0.0.4/24",)), ("ov1", ("10.0.1.3/24",))]
+    assert (t1.status.state, t1.status.message) == (TaskState.PENDING, "pending task scheduling")
+    assert w.addresses("t2") == ["10.0.0.5/24", "10.0.1.4/24"]
+    w.state("t1", TaskState.ASSIGNED, node_id="n1")
+    w.allocate()
+    assert [a.address for a in w.get(Node, "n1").attachments] == ["10.0.0.2/24", "10.0.1.5/24"]
+    assert not w.allocate().ops
+
+
+def test_cursors_are_stored_and_freed_numbers_come_last() -> None:
+    w = born()
+    w.network("ov1")
+    w.service("web", networks=["ov1"])
+    w.task("t1", "web")
+    w.allocate()
+    assert w.addresses("t1") == ["10.0.1.3/24"]
+    w.delete(Task, "t1")
+    w.task("t2", "web")
+    w.allocation = Allocation()
+    w.allocate()
+    assert w.addresses("t2") == ["10.0.1.4/24"], "a new leader goes on where the old one was"
+    w.delete(Network, "ingress")
+    w.delete(Node, "n1")
+    w.network("ov2")
+    w.node("n2")
+    w.allocate()
+    assert (w.get(Network, "ov2").ipam[0].subnet, w.get(Network, "ov2").vni) == ("10.0.2.0/24", 4098)
+    assert w.get(Node, "n2").index == 2
+    cluster = w.get(Cluster, "cluster")
+    assert (cluster.subnet_cursor, cluster.vni_cursor, cluster.node_cursor) == (3, 4098, 2)
+
+
+def test_pools_and_subnet_size_of_the_cluster() -> None:
+    w = born(default_addr_pool=("20.20.0.0/23", "30.0.0.0/24"), subnet_size=24)
+    for name in ("a", "b", "c"):
+        w.network(name)
+    w.allocate()
+    assert [w.get(Network, name).ipam for name in ("ingress", "a", "b")] == [
+        (IPAMConfig(subnet=f"{net}.0/24", gateway=f"{net}.1"),) for net in ("20.20.0", "20.20.1", "30.0.0")
+    ]
+    assert not w.get(Network, "c").ipam
+    w.delete(Network, "a")
+    w.allocate()
+    assert w.get(Network, "c").ipam[0].subnet == "20.20.1.0/24"
+
+
+def test_subnets_of_others_and_of_the_nodes_themselves_are_skipped() -> None:
+    w = World()
+    w.cluster()
+    w.node("n1", addr="10.0.0.17")
+    w.node("n2", manager_addr="10.0.2.17:2377")
+    w.network("user", ipam_options=ipam("10.0.1.0/25"))
+    w.allocate()
+    w.network("ingress", ingress=True)
+    w.network("next")
+    w.allocate()
+    assert w.get(Network, "user").ipam == (IPAMConfig(subnet="10.0.1.0/25", gateway="10.0.1.1"),)
+    assert w.get(Network, "ingress").ipam[0].subnet == "10.0.3.0/24"
+    assert w.get(Network, "next").ipam[0].subnet == "10.0.4.0/24"
+
+
+def test_given_ranges_gateways_and_auxiliary_addresses_are_kept_free() -> None:
+    w = born()
+    options = ipam("10.9.0.0/24", ip_range="10.9.0.16/29", gateway="10.9.0.18", auxiliary_addresses={"r": "10.9.0.17"})
+    w.network("ov1", ipam_options=options)
+    w.service("web", networks=["ov1"], mode="dnsrr")
+    for n in range(1, 9):
+        w.task(f"t{n}", "web")
+    w.allocate()
+    given = [address for n in range(1, 9) for address in w.addresses(f"t{n}")]
+    assert given == [f"10.9.0.{n}/24" for n in (16, 19, 20, 21, 22, 23)]
+    assert w.err("t7") == "could not find an available IP while allocating the task's address in network ov1 (10.9.0.0/24)"
+
+
+def test_an_overlapping_subnet_is_refused_and_its_tasks_say_so() -> None:
+    w = born()
+    w.network("ov1", ipam_options=ipam("10.0.0.128/25"))
+    w.service("web", networks=["ov1"])
+    w.task("t1", "web")
+    assert (
+        subnet_conflict(w.store, w.get(Network, "ov1").spec) == "invalid pool request: Pool overlaps with other one on this address space"
+    )
+    w.allocate()
+    assert not w.get(Network, "ov1").ipam
+    assert w.err("t1") == "network ov1: invalid pool request: Pool overlaps with other one on this address space"
+    w.delete(Network, "ingress")
+    w.allocate()
+    assert w.get(Network, "ov1").ipam[0].gateway == "10.0.0.129"
+    assert w.addresses("t1") == ["10.0.0.131/25"]
+    assert w.err("t1") == ""
+
+
+def test_a_task_waits_for_its_network_and_says_so() -> None:
+    w = born()
+    w.service("web", networks=["nowhere"])
+    w.task("t1", "web")
+    w.allocate()
+    assert (w.get(Task, "t1").status.state, w.err("t1")) == (TaskState.NEW, "network nowhere not found")
+    assert not w.allocate().ops
+    w.network("nowhere")
+    w.allocate()
+    assert w.get(Task, "t1").status.state is TaskState.PENDING
+
+
+def test_exhaustion_is_said_and_mended_when_something_is_freed() -> None:
+    w = born()
+    w.network("tiny", ipam_options=ipam("10.9.9.0/29"))
+    w.network("big")
+    w.service("web", networks=["big", "tiny"])
+    for n in range(1, 7):
+        w.task(f"t{n}", "web")
+    w.allocate()
+    assert [bool(w.addresses(f"t{n}")) for n in range(1, 7)] == [True] * 4 + [False] * 2
+    assert w.err("t5") == "could not find an available IP while allocating the task's address in network tiny (10.9.9.0/29)"
+    cursor = w.get(Network, "big").cursor
+    assert not w.allocate().ops, "what cannot be given leaves no trace"
+    assert w.get(Network, "big").cursor == cursor
+    w.state("t2", TaskState.RUNNING)
+    assert not w.allocate().ops
+    w.state("t2", TaskState.FAILED)
+    w.allocate()
+    assert w.addresses("t5")[1] == w.addresses("t2")[1]
+    assert (w.err("t5"), w.get(Task, "t5").status.state) == ("", TaskState.PENDING)
+    assert w.get(Task, "t6").status.state is TaskState.NEW
+
+
+def test_a_vip_that_cannot_be_had_keeps_the_tasks_new() -> None:
+    w = born()
+    w.network("tiny", ipam_options=ipam("10.9.9.0/30"))
+    w.service("a", networks=["tiny"])
+    w.allocate()
+    w.service("b", networks=["tiny"])
+    w.task("t1", "b")
+    w.allocate()
+    assert w.get(Service, "b").endpoint is None
+    assert w.err("t1") == "could not find an available IP while allocating VIP in network tiny (10.9.9.0/30)"
+    w.delete(Service, "a")
+    w.allocate()
+    assert w.get(Service, "b").endpoint.vips[0].address == "10.9.9.2/30"
+
+
+def test_endpoint_changes_give_and_free() -> None:
+    w = born()
+    w.network("ov1")
+    w.network("ov2")
+    w.service("web", networks=["ov1"], ports=[port(80, 8080), port(81), port(53, 0, "host", "udp")])
+    w.allocate()
+    first = w.get(Service, "web").endpoint
+    assert [(p.published_port, p.publish_mode) for p in first.ports] == [(8080, "ingress"), (30000, "ingress"), (0, "host")]
+    w.respec("web", endpoint_spec=EndpointSpec(mode="vip", ports=(port(81), port(82))))
+    w.allocate()
+    second = w.get(Service, "web").endpoint
+    assert [p.published_port for p in second.ports] == [30000, 30001], "the same port keeps its number"
+    assert second.vips == first.vips
+    template = msgspec.structs.replace(w.get(Service, "web").spec.task_template, networks=(NetworkAttachmentConfig(target="ov2"),))
+    w.respec("web", task_template=template)
+    w.allocate()
+    assert [vip.network_id for vip in w.get(Service, "web").endpoint.vips] == ["ingress", "ov2"]
+    w.respec("web", endpoint_spec=EndpointSpec(mode="dnsrr"))
+    w.allocate()
+    assert (w.get(Service, "web").endpoint.vips, w.get(Service, "web").endpoint.ports) == ((), ())
+    w.service("other", ports=[port(1, 8080), port(2, 30000)])
+    w.allocate()
+    assert [p.published_port for p in w.get(Service, "other").endpoint.ports] == [8080, 30000]
+
+
+def test_a_taken_port_is_named_in_the_error_until_it_is_free() -> None:
+    w = born()
+    w.service("a", ports=[port(80, 8080)])
+    w.service("b", ports=[port(80, 8080)])
+    w.task("t1", "b")
+    w.allocate()
+    assert w.err("t1") == "port '8080' is already in use by service 'a' (a) as an ingress port"
+    w.delete(Service, "a")
+    w.allocate()
+    assert w.get(Task, "t1").status.state is TaskState.PENDING
+
+
+def test_dynamic_ports_come_in_turn_per_protocol_and_avoid_what_is_published() -> None:
+    w = born()
+    w.service("a", ports=[port(1, 30001), port(2), port(3), port(4, protocol="udp")])
+    w.service("h", ports=[port(1, 30003, "host")])
+    w.allocate()
+    assert [p.published_port for p in w.get(Service, "a").endpoint.ports] == [30001, 30000, 30002, 30000]
+    w.delete(Service, "a")
+    w.service("b", ports=[port(2), port(4, protocol="udp")])
+    w.allocate()
+    assert [p.published_port for p in w.get(Service, "b").endpoint.ports] == [30004, 30001]
+
+
+def test_without_an_ingress_network_a_publishing_service_waits() -> None:
+    w = World()
+    w.cluster()
+    w.service("web", ports=[port(80)])
+    w.task("t1", "web")
+    w.allocate()
+    assert w.err("t1") == "no ingress network is available"
+    w.network("ingress", ingress=True)
+    w.allocate()
+    assert w.addresses("t1") == ["10.0.0.3/24"]
+
+
+def test_node_local_networks_give_no_address() -> None:
+    w = born()
+    w.network("host", driver="host")
+    w.service("web", networks=["host"])
+    w.task("t1", "web")
+    w.allocate()
+    assert w.get(Task, "t1").attachments == (Attachment(network_id="host"),)
+    assert w.get(Service, "web").endpoint.vips == ()
+    assert w.get(Network, "host").vni == 0
+
+
+def test_aliases_and_driver_options_are_carried() -> None:
+    w = born()
+    w.network("ov1")
+    attachment = NetworkAttachmentConfig(target="ov1", aliases=("db",), driver_opts={"a": "b"})
+    w.service("web")
+    w.respec("web", task_template=msgspec.structs.replace(w.get(Service, "web").spec.task_template, networks=(attachment,)))
+    w.task("t1", "web")
+    w.allocate()
+    found = w.get(Task, "t1").attachments[0]
+    assert (found.aliases, found.driver_opts) == (("db",), {"a": "b"})
+
+
+def test_a_node_has_addresses_where_its_tasks_need_them() -> None:
+    w = born()
+    w.network("ov1")
+    w.service("web", networks=["ov1"])
+    w.task("t1", "web")
+    w.task("t2", "web")
+    w.allocate()
+    for id in ("t1", "t2"):
+        w.state(id, TaskState.RUNNING, node_id="n1")
+    w.allocate()
+    assert [a.network_id for a in w.get(Node, "n1").attachments] == ["ingress", "ov1"]
+    w.state("t1", TaskState.SHUTDOWN)
+    assert not w.allocate().ops
+    w.delete(Task, "t2")
+    w.allocate()
+    assert [a.network_id for a in w.get(Node, "n1").attachments] == ["ingress"]
+
+
+def test_a_fixed_address_is_given_once() -> None:
+    w = born()
+    w.network("ov1", attachable=True)
+    w.allocate()
+    for id, address in (("t1", "10.0.1.9"), ("t2", "10.0.1.9"), ("t3", "10.0.1.1"), ("t4", "10.7.0.1")):
+        w.task(id, attachments=(Attachment(network_id="ov1", addresses=(address,)),))
+    w.allocate()
+    assert w.addresses("t1") == ["10.0.1.9/24"]
+    assert (w.err("t2"), w.err("t3")) == ("Address already in use", "Address already in use")
+    assert w.err("t4") == "address 10.7.0.1 is not in network ov1 (10.0.1.0/24)"
+    w.delete(Task, "t1")
+    w.allocate()
+    assert w.addresses("t2") == ["10.0.1.9/24"]
+
+
+def test_a_vni_of_the_users_is_used_once() -> None:
+    w = born()
+    option = {"com.docker.network.driver.overlay.vxlanid_list": "5000"}
+    for name in ("a", "b"):
+        w.network(name)
+        w.change(Network, name, options=option)
+    w.allocate()
+    assert (w.get(Network, "a").vni, w.get(Network, "b").vni) == (5000, 0)
+    w.delete(Network, "a")
+    w.allocate()
+    assert w.get(Network, "b").vni == 5000
+
+
+def test_a_plan_that_was_never_applied_is_forgotten() -> None:
+    w = born()
+    w.network("ov1")
+    w.service("web", networks=["ov1"], ports=[port(80)])
+    w.task("t1", "web")
+    w.mark()
+    lost = plan_allocate(w.store, w.clock.time, w.allocation)
+    again = plan_allocate(w.store, w.clock.time, w.allocation)
+    assert lost == again
+    assert len(lost.ops) > 3
+
+
+def test_a_task_of_a_removed_service_is_left_alone() -> None:
+    w = born()
+    w.task("t1", "gone")
+    assert not w.allocate().ops
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (port(80, 8080), "port '8080' is already in use by service 'web' (web) as an ingress port"),
+        (port(80, 8080, "host"), "port '8080' is already in use by service 'web' (web) as an ingress port"),
+        (port(80, 30000), "port '30000' is already in use by service 'web' (web) as an ingress port"),
+        (port(80, 9000), "port '9000' is already in use by service 'web' (web) as a host-published port"),
+        (port(80, 9000, "host"), None),
+        (port(80, 8080, protocol="udp"), None),
+        (port(80), None),
+        (port(80, 8081), None),
+    ],
+)
+def test_port_conflicts_in_dockers_words(asked: object, message: str | None) -> None:
+    w = born()
+    w.service("web", ports=[port(80, 8080), port(81), port(82, 9000, "host")])
+    w.allocate()
+    spec = msgspec.structs.replace(w.get(Service, "web").spec, name="new", endpoint_spec=EndpointSpec(ports=(asked,)))  # type: ignore[arg-type]
+    assert port_conflict(w.store, spec) == message
+    assert port_conflict(w.store, spec, "web") is None
+
+
+def test_serial_numbers_wrap_and_end() -> None:
+    assert next_vni(0, ()) == 4096
+    assert next_vni(LAST_VNI, {4096}) == 4097
+    assert next_index(LAST_INDEX, {1}) == 2
+    assert next_index(0, range(1, LAST_INDEX + 1)) is None
+    assert next_port("tcp", 0, lambda p: False) == 30000
+    assert next_port("tcp", 32767, lambda p: p[1] == 30000) == 30001
+    assert next_port("tcp", 30000, lambda p: True) is None
+    assert [str(subnet) for _, subnet in pool_subnets(["10.0.0.0/30"], 31, 1)] == ["10.0.0.2/31", "10.0.0.0/31"]
+    assert list(pool_subnets(["fd00::/64", "bad"], 24, 0)) == []
+
+
+def test_a_space_of_two_subnets_is_one_row_of_offsets() -> None:
+    space = Space([IPAMConfig(subnet="10.1.0.0/30", gateway="10.1.0.1"), IPAMConfig(subnet="10.2.0.0/30", gateway="10.2.0.2")])
+    assert space.text == "10.1.0.0/30, 10.2.0.0/30"
+    first = space.next(0)
+    assert first is not None
+    space.hold(first)
+    second = space.next(first)
+    assert second is not None
+    assert (space.address(first), space.address(second)) == ("10.1.0.2/30", "10.2.0.1/30")
+    assert space.offset("10.2.0.1/30") == second
+    assert space.offset("10.3.0.1") is None
+    space.hold(second)
+    assert space.next(second) is None
+    space.hold(second)
+    space.release(second)
+    assert not space.free(second), "two held it, one still does"
+    space.release(second)
+    assert space.next(0) == second
+
+
+def test_the_index_and_addresses_of_a_restored_node_are_kept() -> None:
+    w = born()
+    kept = msgspec.structs.replace(make_node("n9"), index=7)
+    w.store.apply([Create(kept, "test")])
+    w.node("n10")
+    w.allocate()
+    assert (w.get(Node, "n9").index, w.get(Node, "n10").index) == (7, 2)
