@@ -157,7 +157,7 @@ TABLE: tuple[Row, ...] = (
     *_rows(Node, "membership certificate", "ca"),
     *_rows(Node, "index attachments", "allocator"),
     *_rows(Network, f"{CREATE} {DELETE} spec", "control"),
-    *_rows(Network, "driver options ipam", "allocator"),
+    *_rows(Network, "driver options ipam vni cursor", "allocator"),
     *_rows(Cluster, f"{CREATE} {DELETE} spec default_addr_pool subnet_size data_path_port", "control"),
     *_rows(Cluster, "tokens", "control", "rotation"),
     *_rows(Cluster, "tokens", "ca", "a new root"),
