@@ -8,7 +8,6 @@ from skep.api.filters import swarm_labels
 from skep.api.query import loose_bool, version
 from skep.api.routing import Call, Routes, answer, nothing
 from skep.api.wire import nodes as wire
-from skep.api.wire.canonical import node_spec
 from skep.errors import SkepError
 from skep.model.node import Node
 from skep.model.spec import NodeSpec
@@ -50,7 +49,7 @@ async def update(call: Call) -> web.StreamResponse:
     spec = await call.body(NodeSpec)
     number = version(call.query, "node")
     cluster = call.cluster
-    await cluster.update_node(call.path["id"], number, node_spec(spec))
+    await cluster.update_node(call.path["id"], number, spec)
     return nothing()
 
 

@@ -1,8 +1,4 @@
-"""A service spec as it came -> the one form it is stored in, so that what an answer shows and a client sends back changes nothing.
-
-What has no meaning of its own (`Runtime: container`, `Isolation: default`) is dropped here and shown again by `skep.api.wire.services`;
-defaults of enumerations and modes are the control API's. Numbers that do not fit Docker's types are refused here, where Go's decoder would.
-"""
+"""What a decoder in Go would refuse of a spec, and what exists on Windows only. The rest is the control API's to check and to normalise."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ from typing import Any
 import msgspec
 
 from skep.errors import Invalid, NotImplementedHere
-from skep.model.spec import ContainerSpec, NodeSpec, ServiceSpec, TaskSpec
+from skep.model.spec import ServiceSpec
 
 _UNSIGNED = frozenset(
     {
@@ -22,36 +18,16 @@ _UNSIGNED = frozenset(
 
 
 def service_spec(spec: ServiceSpec) -> ServiceSpec:
-    """Raises Invalid with Docker's sentences."""
+    """The same spec. Raises Invalid with Docker's sentences, or NotImplementedHere."""
     check_numbers(spec)
-    return msgspec.structs.replace(spec, task_template=_task_spec(spec.task_template))
-
-
-def _task_spec(spec: TaskSpec) -> TaskSpec:
-    changes: dict[str, Any] = {}
-    if spec.runtime == "container" and spec.container_spec is not None:
-        changes["runtime"] = ""
-    if spec.container_spec is not None:
-        changes["container_spec"] = _container_spec(spec.container_spec)
-    return msgspec.structs.replace(spec, **changes)
-
-
-def _container_spec(spec: ContainerSpec) -> ContainerSpec:
-    if spec.isolation in ("process", "hyperv"):
-        raise NotImplementedHere(f"isolation {spec.isolation} exists on Windows only")
-    if spec.isolation not in ("", "default"):
-        raise Invalid(f'invalid Isolation: "{spec.isolation}"')
-    if spec.privileges is not None and spec.privileges.credential_spec is not None:
-        raise NotImplementedHere("credential specs exist on Windows only")
-    return msgspec.structs.replace(spec, isolation="") if spec.isolation else spec
-
-
-def node_spec(spec: NodeSpec) -> NodeSpec:
-    """Raises Invalid for words that are no role or availability, as Docker's own conversion does before it looks at the node."""
-    if spec.role not in ("worker", "manager"):
-        raise Invalid(f'invalid Role: "{spec.role}"')
-    if spec.availability not in ("active", "pause", "drain"):
-        raise Invalid(f'invalid Availability: "{spec.availability}"')
+    container = spec.task_template.container_spec
+    if container is not None:
+        if container.isolation in ("process", "hyperv"):
+            raise NotImplementedHere(f"isolation {container.isolation} exists on Windows only")
+        if container.isolation not in ("", "default"):
+            raise Invalid(f'invalid Isolation: "{container.isolation}"')
+        if container.privileges is not None and container.privileges.credential_spec is not None:
+            raise NotImplementedHere("credential specs exist on Windows only")
     return spec
 
 
