@@ -40,12 +40,13 @@ def waits_for_itself(task: Task, now: int) -> bool:
 
 
 def start_at(task: Task, nodes: Nodes, now: int) -> int:
-    """When a successor may start: the policy's delay after the task's end; at once when its node is drained."""
-    if nodes.drained(task.node_id):
-        at = now
-    else:
-        at = (min(ended_at(task), now) if task.terminal else now) + restarting(task.spec).delay
-    return max(at, task.start_at if task.desired_state is TaskState.READY else 0)
+    """When a successor may start: the policy's delay after the task's end, or after its own delay if it ended before that was over; at
+    once when its node is drained."""
+    held_until = task.start_at if task.desired_state is TaskState.READY else 0
+    delay = restarting(task.spec).delay
+    if not task.terminal:
+        return max(now if nodes.drained(task.node_id) else now + delay, held_until)
+    return now if nodes.drained(task.node_id) else max(min(ended_at(task), now), held_until) + delay
 
 
 def history(task: Task, now: int) -> tuple[tuple[Restart, ...], int]:

@@ -40,6 +40,8 @@ class Step(msgspec.Struct):
     """Slots whose turn it is."""
     mark: int = 0
     """`task.rollout` of what is made now."""
+    rolling: bool = False
+    """Under way: a slot that is out of date may get its turn any moment."""
     resting: bool = False
     """Paused: what has begun goes on, nothing begins."""
     config: Rollout = msgspec.field(default_factory=lambda: rollout(None))
@@ -70,7 +72,8 @@ def propose(service: Service, slots: Sequence[Slot], dirty: IsDirty, now: int) -
     if status is not None and status.state in RESTING:
         step.resting, step.mark = True, status.started_at
         return step
-    progress = [_look(slot, dirty, status.started_at if status else 0) for slot in slots if not slot.frozen]
+    mark = status.started_at if status else 0
+    progress = [_look(slot, dirty, mark, service.spec_version) for slot in slots if not slot.frozen]
     unfinished = [p for p in progress if p.waits or p.under_way]
     step.status = status = _begun(status, progress, now)
     if status is None:
@@ -79,7 +82,8 @@ def propose(service: Service, slots: Sequence[Slot], dirty: IsDirty, now: int) -
     if status is not service.update_status:
         step.because = status.message
     if status.state in RUNNING:
-        _count_failures(service, step, slots, dirty)
+        step.rolling = True
+        _count_failures(service, step, slots, dirty, now)
         if step.rollback is not None or step.resting:
             return step
         if not unfinished:
@@ -90,18 +94,23 @@ def propose(service: Service, slots: Sequence[Slot], dirty: IsDirty, now: int) -
     return step
 
 
-def _look(slot: Slot, dirty: IsDirty, mark: int) -> _Progress:
+def _look(slot: Slot, dirty: IsDirty, mark: int, version: int) -> _Progress:
     clean = [task for task in slot.live if not dirty(task)]
     stale = len(clean) < len(slot.live)
     shown = slot.lost or slot.tasks[-1:]
-    begun = [task for task in slot.tasks if mark and task.rollout == mark]
+    begun = [task for task in slot.tasks if mark and task.rollout == mark and task.spec_version == version]
     waits = not clean and not begun and (stale or (not slot.live and bool(shown) and dirty(shown[-1])))
-    made = clean[-1].rollout if clean else 0
-    arrived = [at for task in slot.tasks if made and task.rollout == made and (at := _arrived_at(task))]
-    running = any(task.status.state is TaskState.RUNNING for task in clean)
-    under_way = bool(clean) and not running and not arrived and (stale or made != 0)
+    under_way = bool(clean) and (stale or clean[-1].rollout != 0) and not _arrived(slot, clean[-1])
     done = [at for task in begun if (at := _arrived_at(task))]
     return _Progress(slot, waits, under_way, stale and bool(clean), min(done, default=0))
+
+
+def _arrived(slot: Slot, task: Task) -> bool:
+    """Has it, or one before it in the same rollout, run or ended by itself?"""
+    if task.running_at:
+        return True
+    mark, version = task.rollout, task.spec_version
+    return mark != 0 and any(_arrived_at(t) for t in slot.tasks if t.rollout == mark and t.spec_version == version)
 
 
 def _arrived_at(task: Task) -> int:
@@ -119,7 +128,7 @@ def _begun(status: UpdateStatus | None, progress: Sequence[_Progress], now: int)
     return status
 
 
-def _count_failures(service: Service, step: Step, slots: Sequence[Slot], dirty: IsDirty) -> None:
+def _count_failures(service: Service, step: Step, slots: Sequence[Slot], dirty: IsDirty, now: int) -> None:
     """A task that this rollout made counts once, when it ends by itself before it has run for the monitor time."""
     status, config = step.status, step.config
     if status is None or config.failure_action is FailureAction.CONTINUE:
@@ -138,11 +147,12 @@ def _count_failures(service: Service, step: Step, slots: Sequence[Slot], dirty: 
         step.status = _replace(status, state=UpdateState.ROLLBACK_PAUSED, message=f"rollback paused {culprit}")
     elif config.failure_action is FailureAction.ROLLBACK and service.previous_spec is not None:
         step.rollback = swap(service)
-        step.status = UpdateStatus(state=UpdateState.ROLLBACK_STARTED, message=f"update rolled back {culprit}")
+        step.status = UpdateStatus(state=UpdateState.ROLLBACK_STARTED, started_at=now, message=f"update rolled back {culprit}")
     else:
         step.status = _replace(status, state=UpdateState.PAUSED, message=f"update paused {culprit}")
     step.because = step.status.message
     step.resting = step.rollback is None
+    step.rolling = False
 
 
 def _failed(task: Task, mark: int, config: Rollout) -> bool:

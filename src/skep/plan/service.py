@@ -253,6 +253,9 @@ class _Decision:
             self.desire(task, TaskState.SHUTDOWN, f"{fate}; {because}")
             return
         at = start_at(task, self.nodes, self._now)
+        if task.terminal and at > self._now and self._step.rolling and self.dirty(task):
+            self._look(at)  # its turn in the rollout may come before that
+            return
         delay = f", after {(at - self._now) / SECOND:.3g} s" if at > self._now else ""
         self.desire(task, TaskState.SHUTDOWN, f"{fate}, and is replaced")
         fields: dict[str, Any] = {"start_at": at, "rollout": self._step.mark}

@@ -1,0 +1,611 @@
+"""Slots: creation, scale, the restart policy, nodes that go away. The rule that one function decides, proven on its classic failure."""
+
+from __future__ import annotations
+
+from random import Random
+from time import process_time
+
+import msgspec
+import pytest
+from world import World, changes, ids, image, service_spec
+
+from skep.clock import MILLISECOND, SECOND
+from skep.model.cluster import Cluster
+from skep.model.enums import NodeState, TaskState
+from skep.model.service import Service
+from skep.model.spec import (
+    ClusterSpec,
+    Driver,
+    EndpointSpec,
+    GlobalJob,
+    Mode,
+    PortConfig,
+    Replicated,
+    RestartPolicy,
+    TaskDefaults,
+    TaskSpec,
+    UpdateConfig,
+)
+from skep.model.task import Restart, Task, TaskStatus
+from skep.plan.ops import NOTHING, Change, Create, Plan
+from skep.plan.restart import KEPT, history, refusal
+from skep.plan.scale import in_order_of_worth, scale
+from skep.plan.service import plan_service
+from skep.plan.slots import Nodes, Slot
+from skep.plan.view import View
+
+S = TaskState
+NONE = RestartPolicy(condition="none")
+ON_FAILURE = RestartPolicy(condition="on-failure")
+
+
+# creation
+
+
+def test_a_new_service_fills_its_slots_from_one() -> None:
+    world = World()
+    world.create(service_spec(replicas=3))
+    plan = plan_service(world.store, "s", world.now, world.rng)
+    tasks = [op.object for op in plan.ops if isinstance(op, Create)]
+    assert [task.slot for task in tasks if isinstance(task, Task)] == [1, 2, 3]
+    first = tasks[0]
+    assert isinstance(first, Task)
+    service = world.service()
+    assert first.desired_state is S.RUNNING
+    assert first.status == TaskStatus(timestamp=world.now, applied_at=world.now, state=S.NEW, message="created")
+    assert first.service_name == "web" and first.spec_version == service.spec_version and first.node_id == ""
+    assert service.spec.task_template.runtime == "container" and first.spec.runtime == ""
+    assert (first.start_at, first.starts_after, first.restarts, first.attempts, first.rollout) == (0, "", (), 0, 0)
+    assert all(op.because for op in plan.ops)
+
+
+def test_a_task_carries_endpoint_and_log_driver() -> None:
+    world = World()
+    cluster = world.store.get(Cluster, "default")
+    assert cluster is not None
+    defaults = ClusterSpec(task_defaults=TaskDefaults(log_driver=Driver(name="journald")))
+    world.change(cluster, spec=defaults)
+    endpoint = EndpointSpec(mode="vip", ports=(PortConfig(target_port=80),))
+    world.create(msgspec.structs.replace(service_spec(), endpoint_spec=endpoint))
+    world.create(msgspec.structs.replace(service_spec(log_driver=Driver(name="none")), name="quiet"), "q")
+    world.settle()
+    assert world.tasks()[0].endpoint == endpoint
+    assert world.tasks()[0].log_driver == Driver(name="journald")
+    assert world.tasks("q")[0].log_driver == Driver(name="none")
+
+
+def test_nothing_to_do_is_nothing() -> None:
+    world = World()
+    world.create(service_spec(replicas=3))
+    world.run(10)
+    assert plan_service(world.store, "s", world.now, world.rng) == NOTHING
+    assert plan_service(world.store, "unknown", world.now, world.rng) == NOTHING
+    assert plan_service(world.store, "", world.now, world.rng) == NOTHING
+
+
+def test_a_service_that_is_gone_has_its_tasks_removed() -> None:
+    world = World()
+    world.create(service_spec(replicas=3))
+    world.run(1)
+    world.remove(world.service())
+    plan = plan_service(world.store, "s", world.now, world.rng)
+    assert list(changes(plan.ops, "desired_state").values()) == [S.REMOVE] * 3
+    world.run(1)
+    assert world.tasks() == []
+
+
+def test_jobs_are_left_alone() -> None:
+    world = World()
+    world.create(msgspec.structs.replace(service_spec(), mode=Mode(global_job=GlobalJob())))
+    assert plan_service(world.store, "s", world.now, world.rng) == NOTHING
+
+
+# scale
+
+
+def test_scaling_up_keeps_what_runs_and_takes_the_lowest_free_numbers() -> None:
+    world = World(nodes=1)
+    world.create(service_spec(replicas=3))
+    world.run(1)
+    before = set(ids(world.tasks()))
+    world.kill(world.tasks()[1])
+    world.update(service_spec(replicas=1, restart=None))
+    world.settle()
+    assert [task.slot for task in world.live()] == [1]
+    world.update(service_spec(replicas=4))
+    world.run(1)
+    assert [task.slot for task in world.running()] == [1, 2, 3, 4]
+    assert world.running()[0].id in before
+    assert world.state() == ""
+
+
+def test_a_number_that_is_used_again_waits_for_its_last_task_to_stop() -> None:
+    world = World()
+    world.create(service_spec("stubborn:1", replicas=2))
+    world.run(1)
+    world.update(service_spec("stubborn:1", replicas=1))
+    world.run(1)
+    going = world.tasks()[1]
+    assert going.desired_state is S.REMOVE
+    world.update(service_spec("stubborn:1", replicas=2))
+    world.run(1)
+    new = world.live()[-1]
+    assert (new.slot, new.desired_state, new.starts_after) == (2, S.READY, going.id)
+    world.run(70)
+    assert [task.slot for task in world.running()] == [1, 2], "a minute is waited at most"
+
+
+def standing(number: int, *tasks: tuple[str, TaskState]) -> Slot:
+    slot = Slot(number)
+    for index, (node_id, state) in enumerate(tasks):
+        task = Task(id=f"{number}.{index}", slot=number, node_id=node_id, status=TaskStatus(state=state))
+        slot.tasks.append(task)
+        slot.wanted.append(task)
+        slot.live.append(task)
+    return slot
+
+
+RUN, PEND, START = S.RUNNING, S.PENDING, S.STARTING
+
+
+@pytest.mark.parametrize(
+    ("slots", "last_to_first"),
+    [
+        pytest.param([(1, "a", RUN), (2, "b", RUN), (3, "c", RUN)], [3, 2, 1], id="all alike: the highest number goes first"),
+        pytest.param([(1, "a", START), (2, "b", RUN), (3, "c", RUN)], [1, 3, 2], id="what does not run goes first"),
+        pytest.param([(1, "a", RUN), (2, "a", RUN), (3, "b", RUN)], [2, 3, 1], id="then the second on its node"),
+        pytest.param(
+            [(1, "a", RUN), (2, "a", RUN), (3, "a", RUN), (4, "b", RUN), (5, "b", RUN), (6, "c", RUN)],
+            [3, 5, 2, 6, 4, 1],
+            id="nodes with the most copies first",
+        ),
+        pytest.param([(1, "", PEND), (2, "a", RUN), (3, "a", RUN), (4, "", PEND)], [4, 1, 3, 2], id="without a node before all others"),
+        pytest.param([(1, "a", START), (2, "b", RUN), (3, "b", RUN)], [3, 1, 2], id="a copy too many goes before one that starts"),
+        pytest.param([(1, "a", START), (2, "a", RUN)], [1, 2], id="the running one is the first copy"),
+    ],
+)
+def test_the_order_of_scaling_down(slots: list[tuple[int, str, TaskState]], last_to_first: list[int]) -> None:
+    made = [standing(number, (node, state)) for number, node, state in slots]
+    assert [slot.key for slot in in_order_of_worth(made)] == last_to_first[::-1]
+    for replicas in range(len(made) + 1):
+        sized = scale(made, replicas)
+        assert [slot.key for slot in sized.surplus] == last_to_first[: len(made) - replicas]
+        assert [slot.key for slot in sized.kept] == sorted(last_to_first[len(made) - replicas :])
+
+
+def test_a_slot_with_two_tasks_goes_before_others() -> None:
+    slots = [standing(1, ("a", RUN), ("b", START)), standing(2, ("c", RUN)), standing(3, ("d", RUN))]
+    assert [slot.key for slot in scale(slots, 2).surplus] == [1]
+
+
+def test_scaling_down_removes_tasks_and_their_history() -> None:
+    world = World()
+    world.create(service_spec(replicas=3))
+    world.run(1)
+    for task in world.live():
+        world.kill(task)
+    world.run(6)
+    assert len(world.tasks()) == 6
+    world.update(service_spec(replicas=1))
+    world.run(1)
+    assert [task.slot for task in world.tasks()] == [1, 1]
+    world.update(service_spec(replicas=0))
+    world.run(1)
+    assert world.tasks() == []
+
+
+# restart policy
+
+
+def test_a_failed_task_is_replaced_after_the_delay_and_stays_in_the_history() -> None:
+    world = World()
+    world.create(service_spec(replicas=1))
+    world.run(1)
+    old = world.running()[0]
+    world.kill(old)
+    failed_at = world.now
+    world.settle()
+    new = world.live()[0]
+    assert new.slot == old.slot and new.desired_state is S.READY and new.start_at == failed_at + 5 * SECOND
+    assert new.state is S.READY, "it is prepared while it waits"
+    assert new.restarts == (Restart(at=failed_at, node_id=old.node_id, failed=True),) and new.attempts == 1
+    assert world.run_until(lambda: bool(world.running())) == 5
+    dead = world.store.get(Task, old.id)
+    assert dead is not None and (dead.state, dead.desired_state) == (S.FAILED, S.SHUTDOWN)
+
+
+def test_a_delay_of_its_own_is_kept_and_counted_from_the_failure() -> None:
+    world = World()
+    world.create(service_spec(restart=RestartPolicy(delay=100 * MILLISECOND)))
+    world.run(1)
+    world.kill(world.running()[0])
+    assert world.run_until(lambda: bool(world.running())) == 0.1
+    world.kill(world.running()[0])
+    world.clock.time += SECOND  # nobody led meanwhile
+    world.restart_manager()
+    world.settle()
+    assert len(world.running()) == 1
+
+
+@pytest.mark.parametrize(
+    ("restart", "name", "replaced"),
+    [
+        (None, "once:1", True),
+        (None, "brief:1", True),
+        (ON_FAILURE, "once:1", False),
+        (ON_FAILURE, "brief:1", True),
+        (ON_FAILURE, "bad:1", True),
+        (NONE, "once:1", False),
+        (NONE, "brief:1", False),
+        (NONE, "bad:1", False),
+    ],
+)
+def test_the_condition(restart: RestartPolicy | None, name: str, replaced: bool) -> None:
+    world = World()
+    world.create(service_spec(name, restart=restart))
+    world.run(4)
+    assert len(world.tasks()) == (2 if replaced else 1)
+    assert world.tasks()[0].desired_state is S.SHUTDOWN
+    if not replaced:
+        world.run(100)
+        world.restart_manager()
+        world.run(100)
+        assert len(world.tasks()) == 1
+
+
+def test_max_attempts_without_a_window() -> None:
+    world = World()
+    world.create(service_spec("crash:1", restart=RestartPolicy(max_attempts=3, delay=SECOND)))
+    world.run(300)
+    assert [task.attempts for task in world.tasks()] == [0, 1, 2, 3]
+    assert all(task.desired_state is S.SHUTDOWN for task in world.tasks())
+    assert plan_service(world.store, "s", world.now, world.rng) == NOTHING
+
+
+def test_max_attempts_within_a_window() -> None:
+    """Two restarts in 20 s are allowed: fails every 8 s (2 s running, 6 s delay) are too many, every 12 s are not."""
+    fast = World(history=-1)
+    fast.create(service_spec("brief:1", restart=RestartPolicy(max_attempts=2, delay=6 * SECOND, window=20 * SECOND)))
+    fast.run(300)
+    assert len(fast.tasks()) == 3
+    slow = World(history=-1)
+    slow.create(service_spec("brief:1", restart=RestartPolicy(max_attempts=2, delay=10 * SECOND, window=20 * SECOND)))
+    slow.run(300)
+    assert slow.live() and slow.live()[0].attempts > 20
+
+
+def lost(restart: RestartPolicy, ended: int, state: TaskState = S.FAILED, attempts: int = 0, restarts: tuple[int, ...] = ()) -> Task:
+    status = TaskStatus(state=state, applied_at=ended * SECOND)
+    made = tuple(Restart(at=at * SECOND, failed=True) for at in restarts)
+    return Task(id="t", spec=TaskSpec(restart_policy=restart), status=status, attempts=attempts, restarts=made, running_at=1)
+
+
+@pytest.mark.parametrize(
+    ("task", "refused"),
+    [
+        (lost(RestartPolicy(max_attempts=0), 100, attempts=1000), False),
+        (lost(RestartPolicy(max_attempts=2), 100, attempts=1), False),
+        (lost(RestartPolicy(max_attempts=2), 100, attempts=2), True),
+        (lost(RestartPolicy(max_attempts=2, window=50 * SECOND), 100, attempts=9, restarts=(10, 20, 90)), False),
+        (lost(RestartPolicy(max_attempts=2, window=50 * SECOND), 100, attempts=9, restarts=(10, 60, 90)), True),
+        (lost(RestartPolicy(max_attempts=2, window=50 * SECOND), 100, restarts=(50, 90)), False),
+        (lost(RestartPolicy(max_attempts=2, window=50 * SECOND), 100, restarts=(51, 99)), True),
+        (lost(NONE, 100), True),
+        (lost(ON_FAILURE, 100, S.COMPLETE), True),
+        (lost(ON_FAILURE, 100, S.REJECTED), False),
+        (lost(ON_FAILURE, 100, S.RUNNING), False),
+        (lost(RestartPolicy(condition="any"), 100, S.COMPLETE), False),
+    ],
+)
+def test_when_a_successor_is_refused(task: Task, refused: bool) -> None:
+    assert bool(refusal(task)) is refused
+
+
+def test_the_history_is_bounded() -> None:
+    task = lost(RestartPolicy(), 100)
+    for second in range(3 * KEPT):
+        restarts, attempts = history(task, 0)
+        task = msgspec.structs.replace(
+            task, restarts=restarts, attempts=attempts, status=TaskStatus(state=S.FAILED, applied_at=(100 + second) * SECOND)
+        )
+    assert len(task.restarts) == KEPT and task.attempts == 3 * KEPT
+    assert task.restarts[-1].at > task.restarts[0].at
+
+
+def test_an_image_that_cannot_be_had_is_no_tight_loop() -> None:
+    world = World(history=-1)
+    world.create(service_spec("bad:1"))
+    world.run(60)
+    assert 12 <= len(world.tasks()) <= 14
+    made = [task.created_at for task in world.tasks()]
+    assert min(b - a for a, b in zip(made[1:], made[2:], strict=False)) >= 5 * SECOND
+
+
+def test_a_successor_waits_for_the_last_task_to_stop_and_a_minute_at_most() -> None:
+    world = World(nodes=2)
+    world.create(service_spec("stubborn:1"))
+    world.run(1)
+    node_id = world.running()[0].node_id
+    world.set_node(node_id, availability="drain")
+    world.run(59)
+    assert world.live()[0].desired_state is S.READY
+    assert world.run_until(lambda: len(world.running()) == 1) == 1
+
+
+# nodes
+
+
+def test_a_drained_node_gives_its_tasks_away_at_once() -> None:
+    world = World(nodes=2)
+    world.create(service_spec(replicas=2))
+    world.run(1)
+    world.set_node("n1", availability="drain")
+    world.run(0)
+    assert [task.node_id for task in world.running()] == ["n2", "n2"]
+    world.set_node("n1", availability="active")
+    world.run(60)
+    assert [task.node_id for task in world.running()] == ["n2", "n2"], "nothing moves back"
+
+
+def test_a_node_that_is_down_loses_its_tasks_after_the_delay() -> None:
+    world = World(nodes=2)
+    world.create(service_spec("stubborn:1", replicas=2))
+    world.run(1)
+    world.set_node("n1", NodeState.DOWN)
+    assert world.run_until(lambda: len(world.running()) == 2) == 5, "nobody waits for a node that is down"
+    old = next(task for task in world.tasks() if task.node_id == "n1")
+    assert (old.state, old.desired_state) == (S.RUNNING, S.SHUTDOWN)
+    world.set_node("n1", NodeState.READY)
+    world.run(100)
+    assert [task.node_id for task in world.running()] == ["n2", "n2"]
+    stopped = world.store.get(Task, old.id)
+    assert stopped is not None and stopped.state is S.SHUTDOWN
+
+
+@pytest.mark.parametrize("state", [NodeState.UNKNOWN, NodeState.DISCONNECTED])
+def test_a_node_out_of_touch_keeps_its_tasks(state: NodeState) -> None:
+    world = World(nodes=2)
+    world.create(service_spec(replicas=2))
+    world.run(1)
+    world.set_node("n1", state)
+    world.run(60)
+    assert len(world.tasks()) == 2
+
+
+def test_a_paused_node_keeps_its_tasks() -> None:
+    world = World(nodes=2)
+    world.create(service_spec(replicas=2))
+    world.run(1)
+    world.set_node("n1", availability="pause")
+    world.run(60)
+    assert len(world.tasks()) == 2
+
+
+def test_a_removed_node_loses_its_tasks() -> None:
+    world = World(nodes=2)
+    world.create(service_spec(replicas=2))
+    world.run(1)
+    world.set_node("n1", NodeState.DOWN)
+    world.remove(world.node("n1"))
+    world.run(10)
+    assert [task.node_id for task in world.running()] == ["n2", "n2"]
+    assert next(task for task in world.tasks() if task.node_id == "n1").state is S.ORPHANED
+
+
+def test_the_policy_holds_for_lost_nodes_too() -> None:
+    world = World(nodes=2)
+    world.create(service_spec(restart=NONE))
+    world.run(1)
+    world.set_node(world.running()[0].node_id, NodeState.DOWN)
+    world.run(60)
+    assert len(world.tasks()) == 1 and world.live() == []
+
+
+def test_a_task_lost_before_it_ran_was_no_attempt() -> None:
+    world = World(nodes=2)
+    world.create(service_spec("slow:1", restart=RestartPolicy(max_attempts=1)))
+    world.run(1)
+    world.set_node(world.live()[0].node_id, availability="drain")
+    world.run(10)
+    assert world.running()[0].attempts == 0
+
+
+# global services
+
+
+def test_a_global_service_has_one_task_on_each_node() -> None:
+    world = World(nodes=3)
+    world.create(service_spec(replicas=None))
+    world.run(1)
+    assert sorted(task.node_id for task in world.running()) == ["n1", "n2", "n3"]
+    assert {task.slot for task in world.tasks()} == {0}
+    world.add_node("n4")
+    world.run(1)
+    assert len(world.running()) == 4
+
+
+def test_a_global_service_follows_nodes_and_constraints() -> None:
+    world = World(nodes=3)
+    world.set_node("n1", labels={"zone": "a"})
+    world.create(service_spec(replicas=None, constraints=("node.labels.zone == a",)))
+    world.run(1)
+    assert [task.node_id for task in world.running()] == ["n1"]
+    world.set_node("n2", labels={"zone": "a"})
+    world.set_node("n1", labels={})
+    world.run(1)
+    assert [task.node_id for task in world.running()] == ["n2"]
+    assert next(task for task in world.tasks() if task.node_id == "n1").desired_state is S.SHUTDOWN
+
+
+@pytest.mark.parametrize("gone", [NodeState.DOWN, "drain"])
+def test_a_global_task_comes_back_with_its_node(gone: NodeState | str) -> None:
+    world = World(nodes=2)
+    world.create(service_spec(replicas=None))
+    world.run(1)
+    if gone is NodeState.DOWN:
+        world.set_node("n1", NodeState.DOWN)
+    else:
+        world.set_node("n1", availability="drain")
+    world.run(30)
+    assert [task.node_id for task in world.running()] == ["n2"]
+    world.set_node("n1", NodeState.READY, "active")
+    world.run(1)
+    assert len(world.running()) == 2 and len(world.tasks()) == 3
+
+
+def test_a_paused_node_gets_no_global_task_and_no_replacement() -> None:
+    world = World(nodes=2)
+    world.set_node("n2", availability="pause")
+    world.create(service_spec(replicas=None))
+    world.run(1)
+    assert [task.node_id for task in world.tasks()] == ["n1"]
+    world.set_node("n1", availability="pause")
+    world.kill(world.running()[0])
+    world.run(60)
+    assert world.live() == []
+    world.set_node("n1", availability="active")
+    world.run(1)
+    assert [task.node_id for task in world.running()] == ["n1"]
+
+
+def test_a_removed_node_takes_its_global_tasks_with_it() -> None:
+    world = World(nodes=2)
+    world.create(service_spec(replicas=None))
+    world.run(1)
+    world.remove(world.node("n1"))
+    world.run(1)
+    assert [task.node_id for task in world.tasks()] == ["n2"]
+
+
+def test_a_failed_global_task_is_restarted_on_its_node() -> None:
+    world = World(nodes=2)
+    world.create(service_spec(replicas=None))
+    world.run(1)
+    world.kill(world.tasks()[0])
+    world.run(5)
+    assert sorted(task.node_id for task in world.running()) == ["n1", "n2"]
+    assert len(world.tasks()) == 3
+
+
+# one function decides
+
+
+START_FIRST = UpdateConfig(parallelism=1, order="start-first")
+
+
+def in_the_middle_of_start_first(world: World) -> tuple[Task, Task]:
+    world.create(service_spec("slow:1", update=START_FIRST))
+    world.run(10)
+    world.update(service_spec("slow:2", update=START_FIRST))
+    world.run(1)
+    old, new = world.live()
+    assert (image(old), old.state) == ("slow:1", S.RUNNING) and (image(new), new.state) == ("slow:2", S.STARTING)
+    return old, new
+
+
+def test_the_old_task_of_a_start_first_update_dies_while_the_new_one_starts() -> None:
+    """SwarmKit issue 2242: there the old one is restarted beside the new one, and the slot has two tasks."""
+    world = World()
+    old, new = in_the_middle_of_start_first(world)
+    world.kill(old)
+    world.settle()
+    assert ids(world.live()) == [new.id]
+    assert world.store.get(Task, old.id).desired_state is S.SHUTDOWN  # type: ignore[union-attr]
+    world.run(60)
+    assert ids(world.running()) == [new.id] and len(world.tasks()) == 2
+    assert world.state() == "completed"
+
+
+def test_the_same_when_its_node_goes_down() -> None:
+    world = World()
+    old, new = in_the_middle_of_start_first(world)
+    world.set_node(old.node_id, NodeState.DOWN)
+    world.run(60)
+    assert ids(world.running()) == [new.id] and len(world.tasks()) == 2
+
+
+def two_deciders(view: View, service_id: str, now: int, rng: Random) -> Plan:
+    """A planted mistake, SwarmKit's own: restarting looks at the task alone, not at its slot."""
+    plan = plan_service(view, service_id, now, rng)
+    shut = changes(plan.ops, "desired_state")
+    extra = [
+        Create(msgspec.structs.replace(task, id=f"{task.id}-again", status=TaskStatus(), spec_version=task.spec_version, node_id=""), "x")
+        for task in view.all(Task)
+        if task.id in shut and task.terminal
+    ]
+    return Plan((*plan.ops, *extra), plan.look_again)
+
+
+def no_waiting(view: View, service_id: str, now: int, rng: Random) -> Plan:
+    """A planted mistake: replacements are let go at once."""
+    plan = plan_service(view, service_id, now, rng)
+    ops = tuple(
+        Create(msgspec.structs.replace(op.object, desired_state=S.RUNNING), op.because) if isinstance(op, Create) else op for op in plan.ops
+    )
+    return Plan(ops, plan.look_again)
+
+
+def downwards(view: View, service_id: str, now: int, rng: Random) -> Plan:
+    """A planted mistake: a task that was shut down is wanted again."""
+    plan = plan_service(view, service_id, now, rng)
+    revived = tuple(Change(Task, task.id, {"desired_state": S.RUNNING}, "x") for task in view.all(Task) if task.desired_state is S.SHUTDOWN)
+    return Plan((*plan.ops, *revived), plan.look_again)
+
+
+@pytest.mark.parametrize(("mistake", "found"), [(two_deciders, "slot 1 has"), (no_waiting, "was let go"), (downwards, "only upwards")])
+def test_planted_mistakes_are_found(mistake: object, found: str) -> None:
+    world = World()
+    old, _ = in_the_middle_of_start_first(world)
+    world.plan = mistake  # type: ignore[assignment]
+    world.kill(old)
+    with pytest.raises(Exception, match=found):
+        world.run(5)
+        world.update(service_spec("app:3"))
+        world.run(60)
+        world.kill(world.running()[0])
+        world.run(60)
+
+
+def test_two_tasks_of_one_spec_are_made_one() -> None:
+    """It cannot come about, and mends itself all the same."""
+    world = World()
+    world.create(service_spec())
+    world.run(1)
+    first = world.running()[0]
+    twin = msgspec.structs.replace(first, id="twin", status=TaskStatus(state=S.NEW), node_id="", running_at=0)
+    world.store.apply([Create(twin, "test")], by="")
+    plan = plan_service(world.store, "s", world.now, world.rng)
+    assert changes(plan.ops, "desired_state") == {"twin": S.SHUTDOWN}
+
+
+# cost
+
+
+def test_ten_thousand_tasks_are_planned_quickly() -> None:
+    """Far above what it takes (0.3 s on 2 cores), far below what a quadratic decision would need."""
+    world = World(nodes=100)
+    world.create(service_spec(replicas=10_000))
+    begin = process_time()
+    plan = plan_service(world.store, "s", world.now, world.rng)
+    created = process_time() - begin
+    assert len(plan.ops) == 10_000
+    world.store.apply(plan.ops, by="services")
+    begin = process_time()
+    assert plan_service(world.store, "s", world.now, world.rng) == NOTHING
+    looked = process_time() - begin
+    assert created < 3 and looked < 1
+
+
+def test_the_view_is_read_once_for_each_node() -> None:
+    world = World(nodes=1)
+    nodes = Nodes(world.store)
+    assert nodes.unfit("n1") == "" and nodes.unfit("n9") == "has been removed"
+    assert not nodes.gone("n1") and nodes.gone("n9") and nodes.name("n9") == "n9"
+
+
+def test_replicas_default_to_one() -> None:
+    world = World()
+    spec = msgspec.structs.replace(service_spec(), mode=Mode(replicated=Replicated()))
+    world.put(Service(id="s", spec=spec, spec_version=1))
+    world.run(1)
+    assert len(world.running()) == 1
