@@ -48,9 +48,11 @@ class Lines:
 
     def __init__(self) -> None:
         self.all: list[Progress] = []
+        self.some = asyncio.Event()
 
     def __call__(self, progress: Progress) -> None:
         self.all.append(progress)
+        self.some.set()
 
     def of(self, id: str) -> list[str]:
         return [line.status for line in self.all if line.id == id]

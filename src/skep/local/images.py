@@ -24,24 +24,31 @@ answer() { # STATUS BODY
     [ "$method" = HEAD ] || printf '%s' "$2"
 }
 IFS=' ' read -r -t 30 -n 8192 method target version || exit 0
+wrong=
 case $version in
     HTTP/1.*) ;;
-    *) answer '400 Bad Request' 'Bad Request'; exit 0 ;;
+    *) wrong='400 Bad Request' ;;
 esac
 length=0 lines=0
 while IFS= read -r -t 30 -n 8192 line; do
     line=${line%"$cr"}
     [ -n "$line" ] || break
     lines=$((lines + 1))
-    [ "$lines" -le 200 ] || { answer '431 Request Header Fields Too Large' ''; exit 0; }
+    [ "$lines" -le 200 ] || { wrong='431 Request Header Fields Too Large'; break; }
     case $line in
         [Cc][Oo][Nn][Tt][Ee][Nn][Tt]-[Ll][Ee][Nn][Gg][Tt][Hh]:*) length=${line#*:} length=${length##* } ;;
         [Ee][Xx][Pp][Ee][Cc][Tt]:*100-*) printf 'HTTP/1.1 100 Continue\r\n\r\n' ;;
     esac
 done
 case $length in
-    '' | *[!0-9]* | ???????????*) answer '400 Bad Request' 'Bad Request'; exit 0 ;;
+    '' | *[!0-9]* | ???????????*) wrong='400 Bad Request' ;;
 esac
+if [ -n "$wrong" ]; then
+    answer "$wrong" "${wrong#* }"
+    # closing with bytes unread would take the answer away from the client again
+    [ "$lines" -le 200 ] || timeout 1 head -c 1000000 >/dev/null
+    exit 0
+fi
 echo "received request: $method $target" >&3
 [ "$length" = 0 ] || head -c "$length" >/dev/null
 answer '200 OK' "$body"
@@ -79,7 +86,7 @@ def busybox() -> Path:
         listed = subprocess.run([found, "--list"], capture_output=True, text=True, timeout=10, check=True).stdout.split()
     except (OSError, subprocess.SubprocessError):
         raise NotFound(f"{found} cannot be run; {_STATIC}") from None
-    missing = {"sh", "nc", "head", "awk", "sleep"} - set(listed)
+    missing = {"sh", "nc", "head", "awk", "timeout"} - set(listed)
     if missing or not _is_static(found):
         raise NotFound(f"{found} {'has no ' + ', '.join(sorted(missing)) if missing else 'is not static'}; {_STATIC}")
     return found
