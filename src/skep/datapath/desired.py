@@ -1,0 +1,317 @@
+"""What ought to be in this node's kernel: a pure function from the cluster's snapshot and the places of this node's containers to a set of
+facts.
+
+A fact is one thing that the kernel holds (a route, a neighbour, an element of an nft map). Facts are values, so what is to be done is the
+difference of two sets (skep.datapath.diff), and a restart compares with what it reads back. Facts name links, never interface indexes.
+
+The layout (docs/network.md): one router namespace; a VXLAN device, a device group and a pair in `samenet` per network, all numbered by
+the VNI; a /32 route per endpoint, local or by way of the link address of its node. Only IPv4: IPv6 subnets and endpoints are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from skep.datapath.base import Snapshot
+from skep.model.assignment import PeerItem
+from skep.model.network import Network
+
+VNI_OPTION = "com.docker.network.driver.overlay.vxlanid_list"
+OVERHEAD = 50
+"""Outer Ethernet, IP, UDP and VXLAN headers."""
+MAIN, WAYS = 254, 100
+"""Routing tables: the router's own, and (plus a node's index) the way back through the node that a connection came in by."""
+KEPT = 64
+"""Nodes with an index up to this keep their clients' source address; those beyond rewrite it to their link address."""
+FIRST_PORT, PORTS_END = 1024, 65536
+UPLINK_GROUP = 1
+"""Device group of the router's uplink. Networks have their VNI, from 4096."""
+ROUTER, HOST = "router", "host"
+PROTOCOLS = ("tcp", "udp", "sctp")
+
+
+class Fact(msgspec.Struct, frozen=True, gc=False):
+    """One thing in the kernel."""
+
+
+class Vxlan(Fact, frozen=True, gc=False):
+    link: str
+    vni: int
+    group: int
+    mac: str
+    port: int
+    local: str
+    mtu: int
+
+
+class Group(Fact, frozen=True, gc=False):
+    """The device group of a container's link; the link itself is made by `attach`."""
+
+    link: str
+    group: int
+
+
+class Address(Fact, frozen=True, gc=False):
+    """With prefix length 32, on a link of the router."""
+
+    link: str
+    address: str
+
+
+class Neighbour(Fact, frozen=True, gc=False):
+    link: str
+    address: str
+    mac: str
+
+
+class Forwarding(Fact, frozen=True, gc=False):
+    """A VXLAN forwarding entry: frames to `mac` go to the node at `address`."""
+
+    link: str
+    mac: str
+    address: str
+
+
+class Route(Fact, frozen=True, gc=False):
+    """`destination` is an address (/32), or empty for the default route."""
+
+    table: int
+    destination: str
+    via: str
+    link: str
+
+
+class Rule(Fact, frozen=True, gc=False):
+    mark: int
+    table: int
+
+
+class Chain(Fact, frozen=True, gc=False):
+    """`where`: router or host; `body`: rules, a line each."""
+
+    where: str
+    name: str
+    body: tuple[str, ...]
+
+
+class Element(Fact, frozen=True, gc=False):
+    """Of an nft set, or with a value of a map."""
+
+    where: str
+    set: str
+    key: str
+    value: str = ""
+
+
+class LocalPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """A container's end on this node."""
+
+    sandbox_id: str
+    network_id: str
+    address: str
+    """Without prefix length."""
+    link: str
+    """Its link in the router."""
+    group: int = 0
+    """The network's group when it was attached; 0: not known then, nothing passes until it is."""
+
+
+class LocalPort(msgspec.Struct, frozen=True, kw_only=True):
+    """A port published on this node only."""
+
+    sandbox_id: str
+    protocol: str
+    port: int
+    address: str
+    target: int
+
+
+class Here(msgspec.Struct, frozen=True, kw_only=True):
+    """What the node knows of itself."""
+
+    address: str
+    """Of its underlay; empty: the one its peer item says."""
+    mtu: int = 1500
+    """Of the underlay."""
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    facts: frozenset[Fact] = frozenset()
+    present: frozenset[str] = frozenset()
+    """Addresses of all endpoints there are, serving or not: connections to one that leaves this set are reset."""
+    serving: frozenset[str] = frozenset()
+    """Addresses in the maps of published ports: UDP flows to one that leaves this set are forgotten."""
+
+
+def link_address(index: int) -> str:
+    """A node's address on each overlay: 169.254 and its 16-bit index."""
+    return f"169.254.{index >> 8 & 255}.{index & 255}"
+
+
+def link_mac(index: int) -> str:
+    return f"02:fe:00:00:{index >> 8 & 255:02x}:{index & 255:02x}"
+
+
+def container_mac(address: str) -> str:
+    """Docker's: 02:42 and the address."""
+    return "02:42:" + ":".join(f"{int(part):02x}" for part in address.split("."))
+
+
+def is_ipv4(address: str) -> bool:
+    return "." in address and ":" not in address
+
+
+def vni_of(network: Network) -> int:
+    """0 when it has none."""
+    text = network.options.get(VNI_OPTION, "").partition(",")[0]
+    return network.vni or (int(text) if text.isdigit() else 0)
+
+
+def usable(network: Network) -> bool:
+    """Whether it can be laid: an overlay with a VNI and an IPv4 subnet."""
+    return network.driver == "overlay" and vni_of(network) > 0 and any(is_ipv4(c.subnet) for c in network.ipam)
+
+
+def source_ports(index: int, nodes: int) -> tuple[int, int]:
+    """The source ports that connections through the ingress node `index` get, when the highest index is `nodes`.
+
+    Disjoint between nodes: one client's address and port reaching one backend through two nodes stays two connections. The range is cut
+    into a power of two of parts, at least four, so that a cluster that grows seldom moves its ranges.
+    """
+    parts = 4
+    while parts < min(max(index, nodes), KEPT):
+        parts *= 2
+    size = (PORTS_END - FIRST_PORT) // parts
+    first = FIRST_PORT + (index - 1) % parts * size
+    return first, first + size - 1
+
+
+def port_chain(prefix: str, protocol: str, port: int) -> str:
+    return f"{prefix}_{protocol}_{port}"
+
+
+def desired(snapshot: Snapshot, here: Here, places: Iterable[LocalPlace], ports: Iterable[LocalPort]) -> Wanted:
+    """Everything that ought to be there. `places` and `ports` are this node's own, whatever the snapshot says."""
+    places = tuple(places)
+    facts: set[Fact] = set()
+    own = snapshot.peers.get(snapshot.node_id)
+    networks = {n.network.id: n.network for n in snapshot.networks.values() if usable(n.network)}
+    peers = {p.node_id: p for p in snapshot.peers.values() if p.node_id != snapshot.node_id and p.index > 0 and is_ipv4(p.address)}
+    if own is not None and own.index > 0:
+        for network in networks.values():
+            facts |= network_facts(network, own, peers.values(), here, snapshot.data_path_port)
+    else:
+        # without an index of its own the node has no place on any overlay
+        peers = {}
+    for place in places:
+        known = networks.get(place.network_id)
+        facts |= place_facts(place, vni_of(known) if known else place.group)
+    reachable = {p.address for p in places}
+    present = set(reachable)
+    backends: dict[str, list[str]] = {}
+    ingress = {n.id for n in networks.values() if n.spec.ingress}
+    for endpoint in snapshot.endpoints.values():
+        home = networks.get(endpoint.network_id)
+        if home is None or not is_ipv4(endpoint.address):
+            continue
+        present.add(endpoint.address)
+        if endpoint.node_id != snapshot.node_id:
+            peer = peers.get(endpoint.node_id)
+            if peer is None:
+                continue
+            reachable.add(endpoint.address)
+            facts.add(Route(MAIN, endpoint.address, link_address(peer.index), vxlan_name(home)))
+        if endpoint.serving and endpoint.network_id in ingress and endpoint.address in reachable:
+            backends.setdefault(endpoint.service_id, []).append(endpoint.address)
+    facts |= published_facts(snapshot, backends)
+    facts |= local_port_facts(ports)
+    return Wanted(frozenset(facts), frozenset(present), frozenset(a for some in backends.values() for a in some))
+
+
+def vxlan_name(network: Network) -> str:
+    return f"vx{vni_of(network)}"
+
+
+def place_facts(place: LocalPlace, group: int) -> set[Fact]:
+    return {Group(place.link, group), Route(MAIN, place.address, "", place.link)}
+
+
+def network_facts(network: Network, own: PeerItem, peers: Iterable[PeerItem], here: Here, port: int) -> set[Fact]:
+    """One overlay on this node: its device, its group, and the way to the other nodes."""
+    vni, link = vni_of(network), vxlan_name(network)
+    facts: set[Fact] = {
+        Vxlan(link, vni, vni, link_mac(own.index), port, here.address or own.address, here.mtu - OVERHEAD),
+        Address(link, link_address(own.index)),
+        Element(ROUTER, "samenet", f"{vni} . {vni}"),
+    }
+    for config in network.ipam:
+        if is_ipv4(config.subnet):
+            facts.add(Element(ROUTER, "ovl", config.subnet))
+            if is_ipv4(config.gateway):
+                facts.add(Address("lo", config.gateway))
+    if not network.spec.internal:
+        facts.add(Element(ROUTER, "egress", str(vni)))
+    peers = list(peers)
+    for peer in peers:
+        to, mac = link_address(peer.index), link_mac(peer.index)
+        facts.add(Neighbour(link, to, mac))
+        facts.add(Forwarding(link, mac, peer.address))
+    if network.spec.ingress:
+        facts |= _mesh_facts(link, own, peers)
+    return facts
+
+
+def _mesh_facts(link: str, own: PeerItem, peers: list[PeerItem]) -> set[Fact]:
+    """What keeps the client's address across nodes: the way back, and this node's range of source ports."""
+    facts: set[Fact] = {Element(ROUTER, "mesh", link)}
+    for peer in peers:
+        to = link_address(peer.index)
+        facts.add(Route(MAIN, to, "", link))
+        if peer.index <= KEPT:
+            facts.add(Element(ROUTER, "ways", link_mac(peer.index), str(peer.index)))
+            facts.add(Rule(peer.index, WAYS + peer.index))
+            facts.add(Route(WAYS + peer.index, "", to, link))
+    if own.index <= KEPT:
+        low, high = source_ports(own.index, max([own.index, *(p.index for p in peers)]))
+        body = f"meta l4proto {{ tcp, udp }} snat to :{low}-{high}"
+    else:
+        body = f'oifname "{link}" snat to {link_address(own.index)}'
+    facts.add(Chain(ROUTER, "ports", (body,)))
+    return facts
+
+
+def published_facts(snapshot: Snapshot, backends: Mapping[str, list[str]]) -> set[Fact]:
+    """Ports published in ingress mode. One without backends stays ours on the host, and is refused by the router, which has no listener."""
+    facts: set[Fact] = set()
+    for service in snapshot.services.values():
+        addresses = sorted(backends.get(service.service_id, ()))
+        for port in service.ports:
+            protocol = port.protocol or "tcp"
+            if port.publish_mode == "host" or not port.published_port or protocol not in PROTOCOLS:
+                continue
+            key = f"{protocol} . {port.published_port}"
+            facts.add(Element(HOST, "pub", key))
+            if addresses:
+                name = port_chain("p", protocol, port.published_port)
+                facts.add(Chain(ROUTER, name, (balance(protocol, addresses, port.target_port),)))
+                facts.add(Element(ROUTER, "pub", key, f"goto {name}"))
+    return facts
+
+
+def balance(protocol: str, addresses: list[str], port: int) -> str:
+    if len(addresses) == 1:
+        return f"meta l4proto {protocol} dnat to {addresses[0]}:{port}"
+    choices = ", ".join(f"{i} : {a} . {port}" for i, a in enumerate(addresses))
+    return f"meta l4proto {protocol} dnat ip to numgen random mod {len(addresses)} map {{ {choices} }}"
+
+
+def local_port_facts(ports: Iterable[LocalPort]) -> set[Fact]:
+    facts: set[Fact] = set()
+    for p in ports:
+        key, name = f"{p.protocol} . {p.port}", port_chain("h", p.protocol, p.port)
+        facts.add(Element(HOST, "pub", key))
+        facts.add(Chain(ROUTER, name, (balance(p.protocol, [p.address], p.target),)))
+        facts.add(Element(ROUTER, "hostpub", key, f"goto {name}"))
+    return facts

@@ -1,0 +1,129 @@
+"""Facts into the router's kernel, and back out of it. Synchronous; the router's thread calls it. See docs/network.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from skep.datapath import netlink, netns
+from skep.datapath.conntrack import forget_udp
+from skep.datapath.desired import KEPT, MAIN, UPLINK_GROUP, WAYS, Address, Fact, Forwarding, Group, Neighbour, Route, Rule, Vxlan, Wanted
+from skep.datapath.diff import Change
+from skep.datapath.router import NOT_FOR_CONTAINERS, Router
+from skep.errors import SkepError
+
+AF_BRIDGE = 7
+_CHAIN = re.compile(r"^\s*chain ([ph]_[a-z]+_\d+) \{", re.MULTILINE)
+
+
+class Kernel:
+    """Carries out changes in one router. After an error the kernel holds a part of the change: read back before the next."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._indexes: dict[str, int] = {}
+
+    def index(self, link: str) -> int:
+        found = self._indexes.get(link) or self._router.net.index(link)
+        if not found:
+            raise SkepError(f"the router of {self._router.name} has lost its link {link}")
+        self._indexes[link] = found
+        return found
+
+    def forget_link(self, link: str) -> None:
+        """It has gone, or will be another of the same name."""
+        self._indexes.pop(link, None)
+
+    def apply(self, change: Change) -> None:
+        router = self._router
+        self._delete_links(v.link for v in change.replace)
+        for fact in change.add:
+            if isinstance(fact, Vxlan):
+                self._add_vxlan(fact)
+        router.net.send([self._message(f) for f in change.add if not isinstance(f, Vxlan)])
+        if change.router:
+            router.net_rules.run(change.router)
+        if change.host:
+            router.host_rules.run(change.host)
+        router.net.send([self._message(f, delete=True) for f in change.remove if not isinstance(f, Vxlan)])
+        self._delete_links(f.link for f in change.remove if isinstance(f, Vxlan))
+        if change.forget:
+            with netns.entered(router.fd):
+                for backend in change.forget:
+                    forget_udp(backend)
+
+    def _delete_links(self, links: Iterable[str]) -> None:
+        for link in links:
+            self._router.net.send([netlink.del_link(link)])
+            self.forget_link(link)
+
+    def _add_vxlan(self, v: Vxlan) -> None:
+        """Asked for from the host's namespace, so that its UDP socket is there."""
+        message = netlink.new_vxlan(
+            v.link, vni=v.vni, port=v.port, local=v.local, address=v.mac, mtu=v.mtu, group=v.group, namespace=self._router.fd
+        )
+        self._router.host.send([message])
+        with netns.entered(self._router.fd):
+            netns.set_sysctls({f"net/ipv4/conf/{v.link}/{k}": x for k, x in NOT_FOR_CONTAINERS.items()})
+        self._router.net.send([netlink.set_link(self.index(v.link), f"{v.link} up", up=True)])
+
+    def _message(self, fact: Fact, *, delete: bool = False) -> netlink.Message:
+        if isinstance(fact, Route):
+            prefix = 32 if fact.destination else 0
+            destination = fact.destination or "0.0.0.0"
+            index = self._index_or_none(fact.link, delete)
+            return netlink.route(destination, prefix, index=index, via=fact.via, table=fact.table, delete=delete)
+        if isinstance(fact, Neighbour):
+            return netlink.neighbour(self._index_or_none(fact.link, delete), fact.address, fact.mac, delete=delete)
+        if isinstance(fact, Forwarding):
+            return netlink.forwarding(self._index_or_none(fact.link, delete), fact.mac, fact.address, delete=delete)
+        if isinstance(fact, Address):
+            return netlink.address(self._index_or_none(fact.link, delete), fact.address, 32, delete=delete, what=fact.link)
+        if isinstance(fact, Rule):
+            return netlink.rule(table=fact.table, mark=fact.mark, delete=delete)
+        if isinstance(fact, Group):
+            return netlink.set_link(self.index(fact.link), f"{fact.link} group {fact.group}", group=fact.group)
+        raise TypeError(f"no netlink message for {fact}")
+
+    def _index_or_none(self, link: str, delete: bool) -> int:
+        """What is to go may have gone with its link: an index that no link has makes the kernel say so, and that is fine."""
+        if not delete:
+            return 1 if link == "lo" else self.index(link)
+        return 1 if link == "lo" else self._indexes.get(link) or self._router.net.index(link) or 0x7FFFFFFF
+
+    def read_back(self) -> Wanted:
+        """What of ours is in the router but for nft: those facts are written anew (diff's `leftovers`)."""
+        net = self._router.net
+        links = net.links()
+        names = {link.device: link.name for link in links.values()}
+        self._indexes = {link.name: link.device for link in links.values()}
+        facts: set[Fact] = set()
+        overlays = set()
+        for link in links.values():
+            if link.kind == "vxlan":
+                overlays.add(link.device)
+                facts.add(Vxlan(link.name, link.vni, link.group, link.address, link.port, link.local, link.mtu))
+            elif link.kind == "veth" and link.group != UPLINK_GROUP:
+                facts.add(Group(link.name, link.group))
+        for a in net.addresses():
+            if a.prefix == 32 and (a.device in overlays or a.device == 1):
+                facts.add(Address(names[a.device], a.address))
+        present: set[str] = set()
+        for r in net.routes():
+            own = r.table == MAIN and r.prefix == 32 or WAYS < r.table <= WAYS + KEPT and not r.prefix
+            if own and r.protocol == netlink.PROTOCOL and r.device in names:
+                facts.add(Route(r.table, r.destination if r.prefix else "", r.via, names[r.device]))
+                if r.prefix and not r.destination.startswith("169.254."):
+                    present.add(r.destination)
+        for n in net.neighbours():
+            if n.permanent and n.device in overlays:
+                facts.add(Neighbour(names[n.device], n.to, n.lladdr))
+        for n in net.neighbours(AF_BRIDGE):
+            if n.permanent and n.device in overlays:
+                facts.add(Forwarding(names[n.device], n.lladdr, n.to))
+        facts |= {Rule(r.mark, r.table) for r in net.rules()}
+        return Wanted(frozenset(facts), frozenset(present))
+
+    def port_chains(self) -> list[str]:
+        """Chains of published ports that are in the router's table."""
+        return _CHAIN.findall(self._router.net_rules.run(f"list table ip {self._router.table}"))

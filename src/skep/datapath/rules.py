@@ -1,0 +1,154 @@
+"""The fixed part of our nft tables, as texts. Pure. The changing part (elements, chains of published ports) comes from skep.datapath.diff.
+
+One table per namespace, of our name; nothing else is read or written. Each text can be run again over what is there: it empties and fills
+our own chains, leaves sets, maps and the chain `user` alone, and is one transaction. See docs/network.md for the packet's way through it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from skep.datapath.desired import UPLINK_GROUP
+
+UPLINK = "up0"
+"""The uplink's name inside the router."""
+EGRESS_TCP, EGRESS_UDP, EGRESS_PING = "1d", "5m", "30s"
+
+
+def table_name(name: str) -> str:
+    """A name that nft accepts, different for different names."""
+    plain = re.sub(r"[^A-Za-z0-9_]", "_", name)
+    return f"skep_{plain}" if plain == name and len(name) < 32 else f"skep_{plain[:20]}_{tag(name, 8)}"
+
+
+def tag(text: str, length: int) -> str:
+    """Letters and digits that stand for `text`: 5 bits each."""
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
+    return "".join("0123456789abcdefghijklmnopqrstuv"[number >> 5 * i & 31] for i in range(length))
+
+
+def router(table: str, address: str, egress_ports: tuple[int, int] | None) -> str:
+    """In the router namespace. `egress_ports`: the host rewrites our address statelessly, so egress must keep to these source ports."""
+    if egress_ports is None:
+        egress = f'  oifname "{UPLINK}" masquerade'
+    else:
+        egress = f"""  oifname "{UPLINK}" meta l4proto {{ tcp, udp }} snat to {address}:{egress_ports[0]}-{egress_ports[1]}
+  oifname "{UPLINK}" snat to {address}"""
+    return f"""
+table ip {table} {{
+ set samenet {{ type devgroup . devgroup; }}
+ set egress {{ type devgroup; }}
+ set ovl {{ type ipv4_addr; flags interval; }}
+ set mesh {{ type ifname; }}
+ set dead {{ type ipv4_addr; flags timeout; timeout 10m; }}
+ map ways {{ type ether_addr : mark; }}
+ map pub {{ type inet_proto . inet_service : verdict; }}
+ map hostpub {{ type inet_proto . inet_service : verdict; }}
+ chain user {{ }}
+ chain ports {{ }}
+}}
+{_fresh(table, "mangle", "type filter hook prerouting priority mangle; policy accept;")}
+{_fresh(table, "pre", "type nat hook prerouting priority dstnat; policy accept;")}
+{_fresh(table, "forward", "type filter hook forward priority filter; policy drop;")}
+{_fresh(table, "post", "type nat hook postrouting priority srcnat; policy accept;")}
+table ip {table} {{
+ chain mangle {{
+  iifname @mesh ct state new ip saddr != @ovl ip saddr != 169.254.0.0/16 ct mark set ether saddr map @ways
+  iifname != @mesh iifgroup != {UPLINK_GROUP} ct direction reply ct mark != 0 meta mark set ct mark
+ }}
+ chain pre {{
+  iifname "{UPLINK}" meta l4proto . th dport vmap @hostpub
+  iifname "{UPLINK}" meta l4proto . th dport vmap @pub
+ }}
+ chain forward {{
+  ip daddr @dead meta l4proto tcp reject with tcp reset
+  jump user
+  oifname "{UPLINK}" ct state invalid drop
+  ct state established,related accept
+  meta iifgroup . meta oifgroup @samenet accept
+  iifname "{UPLINK}" ct status dnat accept
+  oifname "{UPLINK}" ip daddr @ovl reject with icmp type host-unreachable
+  iifgroup @egress oifname "{UPLINK}" accept
+ }}
+ chain post {{
+{egress}
+  ct status dnat ip saddr != @ovl meta l4proto {{ tcp, udp }} goto ports
+ }}
+}}
+"""
+
+
+def _fresh(table: str, chain: str, hook: str) -> str:
+    return f"add chain ip {table} {chain} {{ {hook} }}\nflush chain ip {table} {chain}"
+
+
+def host(table: str, link: str, router_address: str) -> str:
+    """In the host's namespace, through its own forwarding: recipe D3."""
+    return f"""
+table ip {table} {{
+ set pub {{ type inet_proto . inet_service; }}
+}}
+{_fresh(table, "pre", "type nat hook prerouting priority dstnat; policy accept;")}
+{_fresh(table, "out", "type nat hook output priority -100; policy accept;")}
+{_fresh(table, "post", "type nat hook postrouting priority srcnat; policy accept;")}
+table ip {table} {{
+ chain pre {{ fib daddr type local meta l4proto . th dport @pub dnat to {router_address}; }}
+ chain out {{ fib daddr type local meta l4proto . th dport @pub dnat to {router_address}; }}
+ chain post {{
+  oifname "{link}" ip saddr 127.0.0.0/8 masquerade
+  iifname "{link}" oifname "{link}" masquerade
+  iifname "{link}" ip saddr {router_address} masquerade
+ }}
+}}
+"""
+
+
+def host_aside(table: str, link: str, inner: str) -> str:
+    """In the host's namespace, past its forwarding: no FORWARD chain, no conntrack, no sysctl of the host takes part.
+
+    `dup` sends a copy by the host's own output path, and the original is dropped; so a packet of a published port goes to `inner` (the
+    address at the other end of `link`) as it is, and its answer goes out as it is. Connections that begin inside come with the source
+    `inner`, get the address of the interface they leave by (`addresses`), and their answers are known by `out`. Both rewrite one address,
+    no port.
+    """
+    flow = "ip daddr . meta l4proto . th dport . th sport"
+    answer = "ip saddr . meta l4proto . th sport . th dport"
+    aside = f'dup to {inner} device "{link}" drop'
+    return f"""
+table ip {table} {{
+ set pub {{ type inet_proto . inet_service; }}
+ set out {{ type ipv4_addr . inet_proto . inet_service . inet_service; flags dynamic,timeout; size 65535; timeout 5m; }}
+ set pings {{ typeof ip daddr . icmp id; flags dynamic,timeout; size 4096; timeout 30s; }}
+ map addresses {{ type ifname : ipv4_addr; }}
+}}
+{_fresh(table, "aside", "type filter hook prerouting priority raw; policy accept;")}
+{_fresh(table, "leave", "type filter hook postrouting priority srcnat; policy accept;")}
+{_fresh(table, "out", "type nat hook output priority -100; policy accept;")}
+{_fresh(table, "post", "type nat hook postrouting priority srcnat; policy accept;")}
+add chain ip {table} begin
+flush chain ip {table} begin
+table ip {table} {{
+ chain begin {{
+  meta l4proto tcp update @out {{ {flow} timeout {EGRESS_TCP} }}
+  meta l4proto udp update @out {{ {flow} timeout {EGRESS_UDP} }}
+  icmp type echo-request update @pings {{ ip daddr . icmp id timeout {EGRESS_PING} }}
+  dup to ip daddr drop
+ }}
+ chain aside {{
+  iifname "{link}" fib saddr type local meta l4proto . th sport @pub dup to ip daddr drop
+  iifname "{link}" ip saddr {inner} fib daddr type unicast meta l4proto {{ tcp, udp, icmp }} goto begin
+  iifname {{ "{link}", "lo" }} accept
+  fib daddr type local meta l4proto . th dport @pub {aside}
+  fib daddr type local icmp type echo-reply ip saddr . icmp id @pings ip daddr set {inner} {aside}
+  fib daddr type local {answer} @out ip daddr set {inner} {aside}
+ }}
+ chain leave {{ ip saddr {inner} ip saddr set oifname map @addresses; }}
+ chain out {{ fib daddr type local meta l4proto . th dport @pub dnat to {inner}; }}
+ chain post {{ oifname "{link}" ip saddr 127.0.0.0/8 masquerade; }}
+}}
+"""
+
+
+def remove(table: str) -> str:
+    return f"table ip {table}\ndelete table ip {table}\n"
