@@ -33,7 +33,7 @@ def make_app(context: Context) -> web.Application:
     """The application; serve it with `serve_unix` or `serve_tcp`."""
     app = web.Application(client_max_size=LARGEST)
     app[STATE] = State(context)
-    app.router.add_route("*", "/{path:.*}", _Dispatcher(app[STATE], ROUTES))
+    app.router.add_route("*", "/{path:.*}", _Dispatcher(app[STATE], ROUTES).handle)
     return app
 
 
@@ -42,7 +42,7 @@ class _Dispatcher:
         self.state = state
         self.routes = routes
 
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.Request) -> web.StreamResponse:
         path = request.path
         version, said = API_VERSION, ""
         if match := _VERSIONED.fullmatch(path):
@@ -121,22 +121,30 @@ async def serve_unix(app: web.Application, path: str, mode: int = 0o660, *, read
     """
     _remove_stale(path)
     async with _running(app) as runner:
-        listener = socket.socket(socket.AF_UNIX)
+        site = web.SockSite(runner, _listener(path, mode), backlog=1024)
+        await site.start()
         try:
-            mask = os.umask(0o777 & ~mode)
-            try:
-                listener.bind(path)
-            finally:
-                os.umask(mask)
-            os.chmod(path, mode)
-            await web.SockSite(runner, listener, backlog=1024).start()
             if ready is not None:
                 ready.set()
             await asyncio.Event().wait()
         finally:
-            listener.close()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+
+
+def _listener(path: str, mode: int) -> socket.socket:
+    """Bound with its final mode from the start: nobody can connect in between."""
+    listener = socket.socket(socket.AF_UNIX)
+    mask = os.umask(0o777 & ~mode)
+    try:
+        listener.bind(path)
+        os.chmod(path, mode)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.umask(mask)
+    return listener
 
 
 def _remove_stale(path: str) -> None:
