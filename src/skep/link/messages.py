@@ -141,5 +141,41 @@ class LogLine(Message, frozen=True, kw_only=True, tag="line"):
     details: dict[str, str] = {}
 
 
+# single questions over HTTPS on the same port, as JSON: GET /ca, POST /join, POST /renew
+
+
+class JoinCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A node without a certificate, with a token, asks to be taken in."""
+
+    token: str
+    csr: str
+    """PEM."""
+    availability: str = ""
+
+
+class Joined(msgspec.Struct, frozen=True, kw_only=True):
+    node_id: str
+    certificate: str
+    """PEM."""
+    cluster_id: str = ""
+    managers: tuple[str, ...] = ()
+    """`ip:port` of all managers."""
+
+
+class RenewCall(msgspec.Struct, frozen=True, kw_only=True):
+    csr: str
+
+
+class Renewed(msgspec.Struct, frozen=True, kw_only=True):
+    certificate: str
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of every answer that is an error."""
+
+    message: str
+    removed: bool = False
+
+
 FromAgent = Hello | Heartbeat | Report | Described | Leave
 FromManager = Welcome | Beaten | Reported | Assignments | NodeChanged | Closing | LogsWanted | LogsUnwanted

@@ -1,0 +1,385 @@
+"""Sessions with the nodes: who is there, what each is told, and what they report. A synchronous core: messages and the time in, messages
+out.
+
+It owns nodes' status and description, and the steps of a task's status that its node reports. A node hears only of what is durable, and is
+told "stored" only when it is. Nothing here outlives a manager: a new one reads the store, gives every node time to come back, and takes
+all reports anew. `skep.manager.sessions` runs it in real time, a simulation drives it directly. See docs/link.md.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from skep.clock import SECOND
+from skep.errors import Forbidden
+from skep.ids import Random, new_id
+from skep.link.channel import Refused
+from skep.link.messages import (
+    PROTOCOL,
+    Beaten,
+    Closing,
+    Described,
+    FromAgent,
+    FromManager,
+    Heartbeat,
+    Hello,
+    Leave,
+    NodeChanged,
+    Report,
+    Reported,
+    Welcome,
+)
+from skep.manager.feeds import Feeds
+from skep.manager.reports import BATCH_ITEMS, Reports
+from skep.manager.session import Readers, Session
+from skep.manager.timing import Batch, Deadlines
+from skep.model.cluster import Cluster
+from skep.model.defaults import DATA_PATH_PORT, HEARTBEAT_GRACE, HEARTBEAT_PERIOD
+from skep.model.enums import NodeState
+from skep.model.node import Node, NodeDescription, NodeStatus
+from skep.model.task import TaskStatus
+from skep.plan.ops import Change, Op
+from skep.store.base import Event, Store
+
+REGISTRATIONS = 3
+REGISTRATION_WINDOW = 8 * SECOND
+START_GRACE = 2
+"""How many times the usual grace nodes get after a manager's start."""
+BY = "dispatcher"
+
+
+class Dispatcher:
+    """All methods are synchronous and take the time. After any of them, `ready` names the sessions with something to send.
+
+    `on_ready` is called for each session that gets something to send. Open the store's watch (of all kinds) before making one: durable
+    changes come in by `changed`. `tick` does what is due and
+    returns when to call it next (None: only when something happens).
+    """
+
+    def __init__(self, store: Store, rng: Random, now: int, *, on_ready: Callable[[Session], None] | None = None) -> None:
+        self._store = store
+        self._rng = rng
+        self._feeds = Feeds(store)
+        self.managers = self._feeds.managers()
+        """`ip:port` of all managers."""
+        self._on_ready = on_ready
+        self.sessions: dict[str, Session] = {}
+        """By node id."""
+        self.applied: dict[str, int] = {}
+        """Node id -> the snapshot version it has applied, from its last heartbeat."""
+        self._readers: Readers = {}
+        self._ready: dict[Session, None] = {}
+        self._awaiting: deque[tuple[int, Session, FromManager]] = deque()
+        self._deadlines = Deadlines()
+        self._registrations: dict[str, deque[int]] = {}
+        self._assignments_due = Batch()
+        self._reports_due = Batch()
+        self._reports = Reports()
+        self._acknowledgements: list[tuple[Session, int]] = []
+        self._take_over(now)
+
+    # what a node says
+
+    def connect(self, node_id: str, hello: Hello, now: int, peer: str = "") -> Session:
+        """Begin a session; it takes the place of one the node already has. `peer`: the address the manager sees.
+
+        Raises Refused (unknown node, protocol, too many registrations). Welcome follows when the node's READY is durable.
+        """
+        node = self._store.get(Node, node_id)
+        if node is None:
+            raise Refused(f"node {node_id} is not part of this cluster", rpc="NotFound")
+        if not PROTOCOL - 1 <= hello.protocol <= PROTOCOL:
+            raise Refused(
+                f"the node speaks version {hello.protocol} of the link, this manager {PROTOCOL - 1} to {PROTOCOL}: "
+                "upgrade managers before workers, one version at a time",
+                rpc="FailedPrecondition",
+            )
+        self._limit_registrations(node_id, now)
+        if (old := self.sessions.get(node_id)) is not None:
+            self._close(old, "the node began a new session")
+        session = self.sessions[node_id] = Session(new_id(self._rng), node_id)
+        status = NodeStatus(state=NodeState.READY, addr=hello.address or peer, since=now)
+        version = self._write_node(node, status, hello.description, "the node began a session")
+        period = self._beat(session, now)
+        self._awaiting.append((version, session, self._welcome(session, node, period)))
+        self._report(session, hello.statuses, now)
+        self._release_durable()
+        return session
+
+    def receive(self, session: Session, message: FromAgent, now: int) -> None:
+        """Any message of a running session. What the node may not say ends the session."""
+        if session.closed:
+            return
+        match message:
+            case Heartbeat():
+                self.applied[session.node_id] = message.applied_version
+                self._put(session, Beaten(period=self._beat(session, now)))
+            case Report():
+                self._take_report(session, message, now)
+            case Described():
+                node = self._store.get(Node, session.node_id)
+                if node is not None:
+                    self._write_node(node, node.status, message.description, "the node's description changed")
+            case Leave():
+                self._leave(session, now)
+            case Hello():
+                self._close(session, "a second greeting in one session")
+
+    def disconnect(self, session: Session) -> None:
+        """The connection is gone. The node stays READY until its heartbeat is overdue: most come back at once."""
+        session.outbox.clear()
+        self._forget(session)
+
+    # what the manager says
+
+    def pending_messages(self, session: Session) -> list[FromManager]:
+        """Everything to be sent to this node now, in order. Assignments are put together here, at the last moment: while a node does not
+        read, what changes for it grows together instead of piling up."""
+        self._ready.pop(session, None)
+        messages, session.outbox = session.outbox, []
+        if session.due and session.welcomed and not session.closed:
+            session.due = False
+            assignments = session.assignments(self._feeds, self._readers)
+            if assignments is not None:
+                messages.append(assignments)
+        return messages
+
+    def take_ready(self) -> list[Session]:
+        """The sessions with something to send, in the order in which they got it; for callers without `on_ready`."""
+        ready = list(self._ready)
+        self._ready.clear()
+        return ready
+
+    def send(self, node_id: str, message: FromManager) -> bool:
+        """Something else for this node (logs wanted). False: it has no session."""
+        session = self.sessions.get(node_id)
+        if session is None or not session.welcomed:
+            return False
+        self._put(session, message)
+        return True
+
+    # what happens
+
+    def changed(self, events: Iterable[Event], now: int) -> None:
+        """Durable changes, from the store's watch."""
+        events = list(events)
+        if self._feeds.change(events):
+            self._assignments_due.touch(now)
+        for event in events:
+            if event.kind is Node:
+                self._node_changed(event)
+        self._release_durable()
+
+    def tick(self, now: int) -> int | None:
+        """Do what is due; returns when to come back."""
+        if self._reports_due.take(now) or len(self._reports) >= BATCH_ITEMS:
+            self._write_reports(now)
+        if self._assignments_due.take(now):
+            self._release_assignments()
+        self._release_durable()
+        self._expire(now)
+        return self.next_time()
+
+    def next_time(self) -> int | None:
+        times = [self._assignments_due.due(), self._reports_due.due(), self._deadlines.next_time()]
+        return min((time for time in times if time is not None), default=None)
+
+    def stop(self, reason: str = "this manager stops") -> None:
+        """End all sessions; what is still to be sent says why."""
+        for session in list(self.sessions.values()):
+            self._close(session, reason)
+
+    # nodes
+
+    def _take_over(self, now: int) -> None:
+        """At a manager's start nobody knows which nodes are there: those that were get twice the usual time to come back."""
+        ops: list[Op] = []
+        for node in self._store.all(Node):
+            if node.status.state is NodeState.DOWN or node.description is None:
+                continue
+            if node.status.state is not NodeState.UNKNOWN:
+                status = msgspec.structs.replace(
+                    node.status,
+                    state=NodeState.UNKNOWN,
+                    message='Node moved to "unknown" state due to leadership change in cluster',
+                    since=now,
+                )
+                ops.append(Change(Node, node.id, {"status": status}, "a manager has started and waits for the node's session"))
+            self._deadlines.expect(node.id, now + START_GRACE * HEARTBEAT_GRACE * self._period())
+        if ops:
+            self._store.apply(ops, by=BY)
+
+    def _limit_registrations(self, node_id: str, now: int) -> None:
+        times = self._registrations.setdefault(node_id, deque())
+        while times and times[0] <= now - REGISTRATION_WINDOW:
+            times.popleft()
+        if len(times) >= REGISTRATIONS:
+            raise Refused(f"node {node_id} exceeded rate limit count of registrations", rpc="Unavailable")
+        times.append(now)
+
+    def _write_node(self, node: Node, status: NodeStatus, description: NodeDescription, because: str) -> int:
+        """Returns the version after which it is stored; nothing is written when nothing changed."""
+        if status.state is node.status.state:
+            status = msgspec.structs.replace(status, since=node.status.since)
+        fields: dict[str, object] = {}
+        if status != node.status:
+            fields["status"] = status
+        if description != node.description:
+            fields["description"] = description
+        if fields and self.applied.get(node.id, 0) > node.applied_version:
+            fields["applied_version"] = self.applied[node.id]
+        if not fields:
+            return self._store.version
+        return self._store.apply([Change(Node, node.id, fields, because)], by=BY)
+
+    def _welcome(self, session: Session, node: Node, period: int) -> Welcome:
+        cluster = self._cluster()
+        return Welcome(
+            session_id=session.id,
+            node_id=node.id,
+            heartbeat_period=period,
+            spec=node.spec,
+            managers=self.managers,
+            data_path_port=cluster.data_path_port if cluster else DATA_PATH_PORT,
+        )
+
+    def _cluster(self) -> Cluster | None:
+        return next(iter(self._store.all(Cluster)), None)
+
+    def _period(self) -> int:
+        cluster = self._cluster()
+        return (cluster and cluster.spec.dispatcher.heartbeat_period) or HEARTBEAT_PERIOD
+
+    def _beat(self, session: Session, now: int) -> int:
+        period = int(self._period() * self._rng.uniform(0.9, 1.1))
+        self._deadlines.expect(session.node_id, now + HEARTBEAT_GRACE * period)
+        return period
+
+    def _expire(self, now: int) -> None:
+        ops: list[Op] = []
+        for node_id in self._deadlines.overdue(now):
+            if (session := self.sessions.get(node_id)) is not None:
+                self._close(session, "heartbeat failure")
+            ops += self._down(node_id, "heartbeat failure", now)
+        if ops:
+            self._store.apply(ops, by=BY)
+
+    def _down(self, node_id: str, message: str, now: int) -> list[Op]:
+        node = self._store.get(Node, node_id)
+        if node is None or node.status.state is NodeState.DOWN:
+            return []
+        status = msgspec.structs.replace(node.status, state=NodeState.DOWN, message=message, since=now)
+        return [Change(Node, node_id, {"status": status}, message)]
+
+    def _leave(self, session: Session, now: int) -> None:
+        self._deadlines.forget(session.node_id)
+        self._write_reports(now)
+        if ops := self._down(session.node_id, "the node left the cluster", now):
+            self._store.apply(ops, by=BY)
+        self._close(session, "the node leaves the cluster")
+
+    def _node_changed(self, event: Event) -> None:
+        managers = self._feeds.managers()
+        if managers != self.managers:
+            self.managers = managers
+            for session in self.sessions.values():
+                self._tell_node(session)
+        found = self.sessions.get(event.id)
+        if found is None:
+            if event.new is None:
+                self._deadlines.forget(event.id)
+                self.applied.pop(event.id, None)
+                self._registrations.pop(event.id, None)
+        elif not isinstance(event.new, Node):
+            self._deadlines.forget(event.id)
+            self.applied.pop(event.id, None)
+            self._close(found, "this node was removed from the cluster", removed=True)
+        elif isinstance(event.old, Node) and event.old.spec != event.new.spec:
+            self._tell_node(found)
+
+    def _tell_node(self, session: Session) -> None:
+        node = self._feeds.nodes.get(session.node_id)
+        if node is not None and session.welcomed:
+            self._put(session, NodeChanged(spec=node.spec, managers=self.managers))
+
+    # reports
+
+    def _take_report(self, session: Session, report: Report, now: int) -> None:
+        if report.sequence <= session.reports:
+            self._acknowledge(session, session.reports, now)
+        elif report.sequence > session.reports + 1:
+            self._close(session, f"report {session.reports + 1} is missing")
+        elif self._report(session, report.statuses, now):
+            session.reports = report.sequence
+            self._acknowledge(session, report.sequence, now)
+
+    def _acknowledge(self, session: Session, sequence: int, now: int) -> None:
+        self._acknowledgements.append((session, sequence))
+        self._reports_due.touch(now)
+
+    def _report(self, session: Session, statuses: dict[str, TaskStatus], now: int) -> bool:
+        """What a node says of another's task ends its session, and nothing of that report counts."""
+        try:
+            if self._reports.add(self._store, session.node_id, statuses):
+                self._reports_due.touch(now)
+        except Forbidden as error:
+            self._close(session, error.message)
+            return False
+        return True
+
+    def _write_reports(self, now: int) -> None:
+        ops = self._reports.take(self._store, now)
+        version = self._store.apply(ops, by=BY) if ops else self._store.version
+        acknowledgements, self._acknowledgements = self._acknowledgements, []
+        for session, sequence in acknowledgements:
+            self._awaiting.append((version, session, Reported(sequence=sequence)))
+
+    # sending
+
+    def _put(self, session: Session, message: FromManager) -> None:
+        session.outbox.append(message)
+        self._wake(session)
+
+    def _wake(self, session: Session) -> None:
+        self._ready[session] = None
+        if self._on_ready is not None:
+            self._on_ready(session)
+
+    def _close(self, session: Session, reason: str, *, removed: bool = False) -> None:
+        if session.closed:
+            return
+        self._forget(session)
+        self._put(session, Closing(reason=reason, removed=removed))
+
+    def _forget(self, session: Session) -> None:
+        session.closed = True
+        self._ready.pop(session, None)
+        session.stop_reading(self._readers)
+        if self.sessions.get(session.node_id) is session:
+            del self.sessions[session.node_id]
+
+    def _release_durable(self) -> None:
+        durable = self._store.durable_version
+        while self._awaiting and self._awaiting[0][0] <= durable:
+            _, session, message = self._awaiting.popleft()
+            if session.closed:
+                continue
+            if isinstance(message, Welcome):
+                session.welcomed = session.due = True
+            self._put(session, message)
+
+    def _release_assignments(self) -> None:
+        for name in self._feeds.changed_feeds:
+            for session in self._readers.get(name, {}).values():
+                session.due = True
+                self._wake(session)
+        for node_id, tasks in self._feeds.changed_nodes.items():
+            found = self.sessions.get(node_id)
+            if found is not None:
+                found.tasks |= tasks
+                found.due = True
+                self._wake(found)
+        self._feeds.settle()

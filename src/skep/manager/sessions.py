@@ -1,0 +1,120 @@
+"""The dispatcher in real time: a thin shell that carries messages between channels and the synchronous core."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from skep.clock import SECOND, Clock
+from skep.errors import Invalid
+from skep.ids import Random
+from skep.link.channel import Channel, Closed, decode_from_agent, encode
+from skep.link.messages import Hello
+from skep.manager.dispatcher import Dispatcher
+from skep.manager.session import Session
+from skep.store.base import Store
+
+log = logging.getLogger(__name__)
+
+HELLO_SECONDS = 10.0
+SEND_SECONDS = 15.0
+"""How long a node may not read before its session ends: about when its heartbeat would be overdue."""
+
+
+class Sessions:
+    """`run` must be running; `serve` is called once per connection, by the server and for the manager's own agent."""
+
+    def __init__(self, store: Store, clock: Clock, rng: Random) -> None:
+        self._clock = clock
+        self._watch = store.watch()
+        self._wakes: dict[Session, asyncio.Event] = {}
+        self._moved = asyncio.Event()
+        self._sleeping_until: int | None = None
+        self.dispatcher = Dispatcher(store, rng, clock.now(), on_ready=self._ready)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_store())
+            group.create_task(self._tick())
+
+    def stop(self, reason: str = "this manager stops") -> None:
+        """Tell every node that the session ends; each comes back to whichever manager there is."""
+        self.dispatcher.stop(reason)
+
+    async def serve(self, node_id: str, channel: Channel, peer: str = "") -> None:
+        """One session, from its greeting to its end. Raises Refused, Invalid."""
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                hello = decode_from_agent(await channel.receive())
+        except (Closed, TimeoutError):
+            return
+        if not isinstance(hello, Hello):
+            raise Invalid("a session begins with a greeting")
+        session = self.dispatcher.connect(node_id, hello, self._clock.now(), peer)
+        log.info("session begins", extra={"node": node_id, "session": session.id, "address": hello.address or peer})
+        wake = self._wakes[session] = asyncio.Event()
+        wake.set()
+        self._look_at_time()
+        try:
+            async with asyncio.TaskGroup() as group:
+                writing = group.create_task(self._write(session, channel, wake))
+                await self._read(session, channel)
+                if not session.closed:
+                    writing.cancel()
+        except* Invalid as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            del self._wakes[session]
+            self.dispatcher.disconnect(session)
+            log.info("session ends", extra={"node": node_id, "session": session.id})
+
+    async def _read(self, session: Session, channel: Channel) -> None:
+        while True:
+            try:
+                frame = await channel.receive()
+            except Closed:
+                return
+            self.dispatcher.receive(session, decode_from_agent(frame), self._clock.now())
+            self._look_at_time()
+
+    async def _write(self, session: Session, channel: Channel, wake: asyncio.Event) -> None:
+        try:
+            while True:
+                await wake.wait()
+                wake.clear()
+                for message in self.dispatcher.pending_messages(session):
+                    async with asyncio.timeout(SEND_SECONDS):
+                        await channel.send(encode(message))
+                if session.closed:
+                    break
+        except (Closed, TimeoutError):
+            pass
+        await channel.close()
+
+    def _ready(self, session: Session) -> None:
+        wake = self._wakes.get(session)
+        if wake is not None:
+            wake.set()
+
+    async def _follow_store(self) -> None:
+        async for events in self._watch:
+            self.dispatcher.changed(events, self._clock.now())
+            self._look_at_time()
+
+    async def _tick(self) -> None:
+        while True:
+            self._moved.clear()
+            now = self._clock.now()
+            self._sleeping_until = self.dispatcher.tick(now)
+            try:
+                async with asyncio.timeout(None if self._sleeping_until is None else max(self._sleeping_until - now, 0) / SECOND):
+                    await self._moved.wait()
+            except TimeoutError:
+                pass
+
+    def _look_at_time(self) -> None:
+        """Wake the ticker only for something earlier than what it sleeps for: a heartbeat never does."""
+        due = self.dispatcher.next_time()
+        if due is not None and (self._sleeping_until is None or due < self._sleeping_until):
+            self._moved.set()

@@ -1,0 +1,141 @@
+"""What one node is told: its own tasks, and what its network must know of the others, as items under stable keys.
+
+Everything here is a function of single objects, so that the cost of a change grows with what changed: `skep.manager.feeds` calls them for
+the objects that changed, `items` puts them together for one node and is what the feeds are tested against. See docs/link.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from skep.model.assignment import EndpointItem, Item, NetworkItem, PeerItem, ServiceItem, TaskItem
+from skep.model.enums import TaskState
+from skep.model.network import Network
+from skep.model.node import Node
+from skep.model.service import Service
+from skep.model.spec import PortConfig
+from skep.model.tables import TASK_BY_NETWORK, TASK_BY_NODE
+from skep.model.task import Task
+from skep.plan.view import View
+
+_TOLD = (
+    "desired_state",
+    "spec",
+    "attachments",
+    "endpoint",
+    "service_id",
+    "service_name",
+    "slot",
+    "spec_version",
+    "generic_resources",
+    "log_driver",
+    "job_iteration",
+)
+"""The fields of a task that its node acts upon. Statuses come from the node itself; the rest (restart history, delays) is the planner's."""
+
+
+def assigned(task: Task | None) -> bool:
+    """Its node is told of it: from ASSIGNED on, and until it is deleted, so that the node keeps the container of a task that ended."""
+    return task is not None and bool(task.node_id) and task.status.state >= TaskState.ASSIGNED
+
+
+def placed(task: Task | None) -> bool:
+    """It takes up its place on its networks."""
+    return task is not None and bool(task.node_id) and TaskState.ASSIGNED <= task.status.state <= TaskState.RUNNING
+
+
+def told_anew(old: Task | None, new: Task | None) -> bool:
+    """Something but its status changed: the node must be told."""
+    if old is None or new is None or not (assigned(old) and assigned(new)):
+        return assigned(old) or assigned(new)
+    if old.node_id != new.node_id:
+        return True
+    for field in _TOLD:
+        before, after = getattr(old, field), getattr(new, field)
+        if before is not after and before != after:
+            return True
+    return False
+
+
+def task_item(task: Task, service: Service | None) -> TaskItem:
+    if service is None:
+        return TaskItem(task=task)
+    return TaskItem(task=task, service_labels=service.spec.labels, registry_auth=service.registry_auth, published=published_ports(service))
+
+
+def service_told_anew(old: Service | None, new: Service | None) -> bool:
+    """The part of a service that goes along with each of its tasks changed."""
+    if old is None or new is None:
+        return False
+    return (
+        old.spec.labels != new.spec.labels
+        or old.registry_auth != new.registry_auth
+        or (old.endpoint is not new.endpoint and published_ports(old) != published_ports(new))
+    )
+
+
+def published_ports(service: Service) -> tuple[PortConfig, ...]:
+    """Ingress ports as the allocator gave them."""
+    if service.endpoint is None:
+        return ()
+    return tuple(port for port in service.endpoint.ports if port.publish_mode != "host" and port.published_port)
+
+
+def service_item(service: Service) -> ServiceItem | None:
+    """None: nothing of it concerns other nodes' networks."""
+    ports = published_ports(service)
+    return ServiceItem(service_id=service.id, name=service.name, ports=ports) if ports else None
+
+
+def peer_item(node: Node) -> PeerItem | None:
+    """None until it has an index and an address. A node that is down stays a peer: it may be cut off from the manager alone."""
+    if not node.index or not node.status.addr:
+        return None
+    return PeerItem(node_id=node.id, index=node.index, address=node.status.addr, hostname=node.hostname)
+
+
+def network_item(network: Network) -> NetworkItem | None:
+    return NetworkItem(network=network) if network.allocated else None
+
+
+def endpoint_items(task: Task) -> Iterator[EndpointItem]:
+    """Its addresses, one per network that has any. Serving: running, and not about to be stopped."""
+    if not placed(task):
+        return
+    serving = task.status.state is TaskState.RUNNING and task.desired_state <= TaskState.COMPLETE
+    for attachment in task.attachments:
+        if attachment.addresses:
+            yield EndpointItem(
+                task_id=task.id,
+                service_id=task.service_id,
+                network_id=attachment.network_id,
+                node_id=task.node_id,
+                address=attachment.addresses[0].partition("/")[0],
+                serving=serving,
+            )
+
+
+def networks_of(task: Task | None) -> tuple[str, ...]:
+    """The networks its node takes part in because of it."""
+    if task is None or not placed(task):
+        return ()
+    return tuple(attachment.network_id for attachment in task.attachments)
+
+
+def items(view: View, node_id: str) -> dict[str, Item]:
+    """Everything one node is told, by key."""
+    found: list[Item | None] = [peer_item(node) for node in view.all(Node)]
+    found += [service_item(service) for service in view.all(Service)]
+    networks = {network.id for network in view.all(Network) if network.spec.ingress}
+    for task in view.find(TASK_BY_NODE, node_id):
+        if assigned(task):
+            found.append(task_item(task, view.get(Service, task.service_id) if task.service_id else None))
+        networks.update(networks_of(task))
+    for network_id in networks:
+        network = view.get(Network, network_id)
+        if network is None:
+            continue
+        found.append(network_item(network))
+        for task in view.find(TASK_BY_NETWORK, network_id):
+            found += [endpoint for endpoint in endpoint_items(task) if endpoint.network_id == network_id]
+    return {item.key: item for item in found if item is not None}
