@@ -76,7 +76,7 @@ def bare() -> Iterator[Path]:
             target.mkdir(parents=True, exist_ok=True)
             assert run("mount", "-t", kind, source, target).returncode == 0
         shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
-        for name in ("pip.conf", "hosts"):
+        for name in ("pip.conf", "hosts", "ssl/certs/ca-certificates.crt"):
             if Path("/etc", name).exists():
                 shutil.copy(Path("/etc", name), root / "etc" / name)
         shutil.rmtree(root / "etc/apt", ignore_errors=True)

@@ -347,6 +347,7 @@ def down(name: str, *, say: Say) -> bool:
     for base in (Path(at.run).parent, Path(at.root).parent):
         with contextlib.suppress(OSError):
             base.rmdir()
+            base.parent.rmdir()
     used = any(layout(n).stack for n in names())
     if at.made_stack_point and not used:
         with contextlib.suppress(OSError):

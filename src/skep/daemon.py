@@ -1,0 +1,206 @@
+"""`skepd`: the composition root, and the only file that names implementations. Reads the settings, builds the parts, runs them.
+
+It ends at SIGTERM or SIGINT, and leaves its containers running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from skep import config
+from skep.api.context import Cluster, LocalEvents, NodeInfo, Swarm
+from skep.api.host import HostInfo, Warnings
+from skep.api.localevents import LocalEvents as NodeEvents
+from skep.api.server import make_app, serve_unix
+from skep.api.state import skep_version
+from skep.clock import Clock
+from skep.config import DOCKER_SOCKET, Settings
+from skep.datapath.base import Datapath
+from skep.datapath.path import KernelDatapath
+from skep.describe import describer
+from skep.engine.base import Engine
+from skep.engine.oci.engine import OciEngine
+from skep.engine.oci.images import OciImages
+from skep.errors import ConfigError, SkepError
+from skep.ids import new_hex
+from skep.membership import Membership
+from skep.node.tasks import TaskRuntime
+from skep.store.base import Backend
+from skep.store.sqlite import SqliteBackend
+from skep.system import SystemClock, lock, notify, own_group, start_logging, system_random
+
+log = logging.getLogger("skep.daemon")
+
+
+class Node:
+    """`skep.api.context.Context` of this node."""
+
+    clock: Clock
+    engine: Engine
+    swarm: Swarm
+    host: NodeInfo
+    events: LocalEvents
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.clock = SystemClock()
+        self.rng = system_random()
+        self.data, self.run_root = Path(settings.data_root), Path(settings.run_root)
+        images = OciImages(
+            self.data / "images",
+            insecure=settings.insecure_registry,
+            mirrors={"docker.io": settings.registry_mirror} if settings.registry_mirror else None,
+            clock=self.clock,
+        )
+        self.engine = self.oci = OciEngine(self.data, self.run_root, images, self.clock, self.rng, settings.cgroup_parent, settings.runtime)
+        self.events = self.node_events = NodeEvents(self.engine, self.clock)
+        self.warnings = Warnings()
+        self.host = HostInfo(
+            self.engine,
+            self.clock,
+            id=self._engine_id(),
+            root=settings.data_root,
+            hostname=settings.hostname,
+            labels=dict(pair.partition("=")[::2] for pair in settings.label),
+            insecure_registries=settings.insecure_registry,
+            mirrors=settings.registry_mirror,
+            warnings=self.warnings,
+            debug=settings.log_level == "debug",
+        )
+        self.swarm = self.membership = Membership(
+            self.data / "swarm",
+            engine=self.engine,
+            clock=self.clock,
+            rng=self.rng,
+            describe=describer(settings, skep_version()),
+            make_runtime=self._runtime,
+            make_datapath=self._datapath,
+            make_backend=self._backend,
+        )
+
+    @property
+    def cluster(self) -> Cluster:
+        return self.membership.cluster()
+
+    def _engine_id(self) -> str:
+        path = self.data / "engine-id"
+        try:
+            return path.read_text().strip()
+        except FileNotFoundError:
+            path.write_text(new_hex(self.rng, 32) + "\n")
+            return path.read_text().strip()
+
+    def _datapath(self, address: str) -> Datapath:
+        return KernelDatapath("skep", self.run_root / "network", address, clock=self.clock)
+
+    def _runtime(self, datapath: Datapath) -> TaskRuntime:
+        return TaskRuntime(self.engine, datapath, self.clock, self.rng)
+
+    @staticmethod
+    def _backend(root: Path) -> Backend:
+        return SqliteBackend(root / "state.db")
+
+
+async def serve(settings: Settings) -> None:
+    """Until SIGTERM or SIGINT."""
+    node = Node(settings)
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    await node.oci.start_up()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 1000)
+    app = make_app(node)
+    sockets = [host.removeprefix("unix://") for host in settings.host]
+    if claimed := docker_socket(settings):
+        sockets.append(claimed)
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(node.node_events.run()), group.create_task(node.membership.run())]
+            for path in dict.fromkeys(sockets):
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                ready = asyncio.Event()
+                tasks.append(group.create_task(serve_unix(app, path, ready=ready)))
+                await ready.wait()
+                log.info("the API is served on unix://%s", path)
+            own_group(map(Path, sockets), settings.socket_group)
+            notify("READY=1")
+            await ended.wait()
+            notify("STOPPING=1")
+            log.info("skepd ends; its containers go on")
+            for task in tasks:
+                task.cancel()
+    finally:
+        await node.oci.shut_down()
+
+
+def docker_socket(settings: Settings) -> str:
+    """The path to claim so that docker needs no DOCKER_HOST, when nobody has it."""
+    path = Path(settings.docker_socket) if settings.docker_socket else None
+    if path is None or f"unix://{path}" in settings.host:
+        return ""
+    if (
+        settings.host != (f"unix://{config.DEFAULT_SOCKET}",)
+        and str(path) == DOCKER_SOCKET
+        and settings.run_root != config.DEFAULT_RUN_ROOT
+    ):
+        return ""
+    import socket
+
+    probe = socket.socket(socket.AF_UNIX)
+    try:
+        probe.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return str(path)
+    except OSError as error:
+        log.warning("%s is left alone: %s", path, error.strerror)
+        return ""
+    finally:
+        probe.close()
+    log.warning("%s is served by another program and left alone: use DOCKER_HOST=%s", path, settings.host[0])
+    return ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--version" in arguments:
+        print(f"skepd {skep_version()}")
+        return 0
+    try:
+        settings = config.load(arguments)
+        if os.geteuid():
+            raise ConfigError("skepd makes namespaces, mounts and cgroups: run it as root")
+        start_logging(settings.log_level, settings.log_format)
+        for folder, mode in ((settings.data_root, 0o711), (settings.run_root, 0o755)):
+            try:
+                Path(folder).mkdir(parents=True, exist_ok=True, mode=mode)
+            except OSError as error:
+                raise ConfigError(f"{folder} cannot be made: {error.strerror}") from None
+        lock(Path(settings.data_root) / "skepd.lock")
+        asyncio.run(serve(settings))
+    except (SkepError, OSError, BaseExceptionGroup) as error:
+        cause = first(error)
+        if not isinstance(cause, SkepError | OSError):
+            raise
+        print(f"skepd: {cause}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
