@@ -10,6 +10,7 @@ import itertools
 import os
 import shutil
 import socket
+import struct
 import tempfile
 import threading
 import time
@@ -355,3 +356,19 @@ def apply_all(it: Lab, **what: Any) -> None:
     peers = [PeerItem(node_id=n.id, index=n.index, address=n.address) for n in it.nodes]
     for node in it.nodes:
         node.run(node.datapath.apply(snapshot(node.id, peers, **what)))
+
+
+def ping(address: str) -> bool:
+    """One echo request from where the thread is; answered within 2 s?"""
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as s:
+        s.settimeout(2)
+        number = os.getpid() & 0xFFFF
+        body = struct.pack("!HH", number, 1)
+        s.sendto(struct.pack("!BBH", 8, 0, -(0x0800 + number + 1) % 0xFFFF) + body, (address, 0))
+        try:
+            while True:
+                data, peer = s.recvfrom(200)
+                if peer[0] == address and data[20] == 0:
+                    return True
+        except TimeoutError:
+            return False
