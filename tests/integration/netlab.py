@@ -120,7 +120,8 @@ class Lab:
         within(self.wire, self._lay_wire)
         self.nodes: list[Node] = []
         self.servers: list[Server] = []
-        self.version = 0
+        self.client = Path()
+        self.endpoints: list[EndpointItem] = []
 
     def _lay_wire(self) -> None:
         with netlink.Socket() as net:
