@@ -63,12 +63,14 @@ class World(FakeContext):
     def __init__(self) -> None:
         super().__init__(StepClock(), random.Random(7), description=description("node-1"))
         self.loop: Loop | None = None
+        self.stopping: dict[str, int] = {}
+        """Task -> when it was told to stop."""
         for tag, digest in DIGESTS.items():
             image = Image(
                 id="sha256:" + new_hex(self.rng),
                 tags=(f"{WEB}:{tag}", "local:1") if tag == "1" else (f"{WEB}:{tag}",),
                 digests=(f"{WEB}@{digest}",),
-                layers=("sha256:" + new_hex(self.rng),),
+                layers=("sha256:" + "8a" * 32,),
                 size=1_982_445,
                 created=1_795_405_650 * SECOND,
                 architecture="amd64",
@@ -76,10 +78,11 @@ class World(FakeContext):
             )
             self.engine.images.add(image)
             self.engine.images.remote[f"{WEB}:{tag}"] = image
-        self.engine.images.remote["local:1"] = SkepError(
-            'Get "https://registry.example/v2/": dial tcp: lookup registry.example on 192.0.2.53:53: dial udp 192.0.2.53:53: '
-            "connect: network is unreachable"
-        )
+        for name, host in (("local:1", "registry.example"), ("nosuch.invalid/x:1", "nosuch.invalid")):
+            self.engine.images.remote[name] = SkepError(
+                f'Get "https://{host}/v2/": dial tcp: lookup {host} on 192.0.2.53:53: dial udp 192.0.2.53:53: connect: '
+                "network is unreachable"
+            )
 
     @property
     def steps(self) -> StepClock:
@@ -139,16 +142,24 @@ class World(FakeContext):
         if state > TaskState.RUNNING or state < TaskState.ASSIGNED:
             return
         if task.desired_state > TaskState.RUNNING and task.desired_state != TaskState.COMPLETE:
-            self.status(task, TaskState.SHUTDOWN)
-        elif state == TaskState.PREPARING and container is not None and "nosuch" in container.image:
+            # The recorded containers did not heed SIGTERM: killed after the grace period.
+            since = self.stopping.setdefault(task.id, self.clock.now())
+            if state < TaskState.RUNNING or self.clock.now() - since >= 10 * SECOND:
+                self.status(task, TaskState.SHUTDOWN, code=137)
+        elif state == TaskState.PREPARING and container is not None and not self.has(task.node_id, container.image):
             self.status(task, TaskState.REJECTED, f"No such image: {container.image}")
         elif state == TaskState.RUNNING:
-            if args[:1] == ("false",):
-                self.status(task, TaskState.FAILED, "task: non-zero exit (1)", code=1)
+            if args[:1] == ("false",) or args[-1:] == ("exit 3",):
+                code = 3 if args[-1:] == ("exit 3",) else 1
+                self.status(task, TaskState.FAILED, f"task: non-zero exit ({code})", code=code)
             elif args[:1] == ("true",):
                 self.status(task, TaskState.COMPLETE)
         elif state != TaskState.READY or task.desired_state >= TaskState.RUNNING:
             self.status(task, WAY[WAY.index(state) + 1])
+
+    def has(self, node_id: str, image: str) -> bool:
+        """Only node-1 has the image that no registry knows."""
+        return "nosuch" not in image and (not image.startswith("local:") or node_id == self.swarm.info().node_id)
 
     def status(self, task: Task, state: TaskState, err: str = "", code: int = 0) -> None:
         assert self.store is not None

@@ -32,6 +32,8 @@ class Call:
         self.state = state
         self.version = version
         self.path = path
+        self.begun: web.StreamResponse | None = None
+        """The answer, once its headers are out: an error can only cut the connection then."""
         self.query: Mapping[str, str] = request.query
 
     @property

@@ -50,6 +50,7 @@ class _Dispatcher:
             version = _parsed(said)
         found = self.routes.find(request.method, path)
         response: web.StreamResponse
+        call: Call | None = None
         if found is None:
             response = _error(404, "page not found")
             response.headers["Server"] = self.state.headers["Server"]
@@ -66,7 +67,8 @@ class _Dispatcher:
             else:
                 route, parts = found
                 check_query(route, request.query)
-                response = await route.handler(Call(request, self.state, version, parts))
+                call = Call(request, self.state, version, parts)
+                response = await route.handler(call)
         except SkepError as error:
             if error.status >= 500 and error.status not in (501, 503):
                 LOG.info("%s %s: %s", request.method, path, error.message)
@@ -77,6 +79,9 @@ class _Dispatcher:
             raise
         except Exception:
             LOG.exception("%s %s failed", request.method, path)
+            if call is not None and call.begun is not None and request.transport is not None:
+                request.transport.abort()
+                return call.begun
             response = _error(500, "internal error: see this node's log")
         if not response.prepared:
             self.state.dress(response)

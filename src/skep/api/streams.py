@@ -40,6 +40,7 @@ async def begin(call: Call, content_type: str) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": content_type})
     call.state.dress(response)
     await response.prepare(call.request)
+    call.begun = response
     return response
 
 

@@ -55,8 +55,9 @@ class FakeSwarm:
 
     def __init__(self, context: FakeContext, address: str) -> None:
         self._context = context
-        self._address = address
+        self.address = address
         self._node_id = ""
+        self._managers: tuple[tuple[str, str], ...] = ()
         self.tokens: set[str] = set()
         """Tokens that `join` takes."""
 
@@ -66,18 +67,19 @@ class FakeSwarm:
         return SwarmInfo(
             state="active",
             node_id=self._node_id,
-            node_addr=self._address,
+            node_addr=self.address,
             control_available=self._context.control is not None,
-            managers=((self._node_id, f"{self._address}:2377"),),
+            managers=self._managers,
         )
 
     async def init(self, request: InitRequest) -> str:
         if self._node_id:
             raise Unavailable(MEMBER)
         context = self._context
-        address = request.advertise_addr or self._address
+        address = request.advertise_addr or self.address
         store = context.new_store()
         self._node_id = new_id(context.rng)
+        self._managers = ((self._node_id, f"{address}:2377"),)
         store.apply(
             bootstrap_cluster(
                 store,
@@ -107,6 +109,7 @@ class FakeSwarm:
         if request.token not in self.tokens:
             raise SkepError("invalid join token")
         self._node_id = new_id(self._context.rng)
+        self._managers = tuple((new_id(self._context.rng), remote) for remote in request.remote_addrs)
 
     async def leave(self, force: bool) -> None:
         if not self._node_id:

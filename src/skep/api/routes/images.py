@@ -13,7 +13,7 @@ from skep.api.query import loose_bool
 from skep.api.routing import ENCODER, Call, Routes, answer
 from skep.api.streams import begin, send_lines
 from skep.api.wire import images as wire
-from skep.engine.base import Image, Progress
+from skep.engine.base import Image
 from skep.errors import Invalid, NotFound, NotImplementedHere, SkepError
 
 ROUTES = Routes()
@@ -97,40 +97,43 @@ async def pull(call: Call) -> web.StreamResponse:
         name = f"{name}@{tag}" if ":" in tag else f"{name}:{tag}"
     wire.split_reference(name)
     name = wire.tagged(name)
-    lines: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-
-    def progress(step: Progress) -> None:
-        lines.put_nowait(wire.progress_line(step))
-
+    lines: asyncio.Queue[dict[str, Any] | SkepError | None] = asyncio.Queue()
     auth = call.request.headers.get("X-Registry-Auth", "")
 
-    async def work() -> SkepError | None:
+    async def work() -> None:
         try:
-            await call.context.engine.images.pull(name, auth=auth, platform=call.query.get("platform", ""), on_progress=progress)
-            return None
-        except SkepError as error:
-            return error
-        finally:
+            await call.context.engine.images.pull(
+                name,
+                auth=auth,
+                platform=call.query.get("platform", ""),
+                on_progress=lambda step: lines.put_nowait(wire.progress_line(step)),
+            )
             lines.put_nowait(None)
+        except SkepError as error:
+            lines.put_nowait(error)
 
+    response: web.StreamResponse | None = None
     async with asyncio.TaskGroup() as group:
         pulling = group.create_task(work())
         first = await lines.get()
-        if first is None and (error := await pulling) is not None:
-            raise error
-
-        async def pieces() -> AsyncIterator[bytes]:
-            line = first
-            while line is not None:
-                yield ENCODER.encode(line) + b"\r\n"
-                line = await lines.get()
-            if (error := await pulling) is not None:
-                yield ENCODER.encode({"errorDetail": {"message": error.message}, "error": error.message}) + b"\r\n"
-
-        response = await begin(call, "application/json")
-        await send_lines(response, pieces())
+        if not isinstance(first, SkepError):
+            response = await begin(call, "application/json")
+            await send_lines(response, _progress(first, lines))
         pulling.cancel()
+    if response is None:
+        assert isinstance(first, SkepError)
+        raise first
     return response
+
+
+async def _progress(first: dict[str, Any] | None, lines: asyncio.Queue[dict[str, Any] | SkepError | None]) -> AsyncIterator[bytes]:
+    line: dict[str, Any] | SkepError | None = first
+    while line is not None:
+        if isinstance(line, SkepError):
+            yield ENCODER.encode({"errorDetail": {"message": line.message}, "error": line.message}) + b"\r\n"
+            return
+        yield ENCODER.encode(line) + b"\r\n"
+        line = await lines.get()
 
 
 @ROUTES.add("DELETE", "/images/{name*}", refuses={"platforms": "skep keeps one platform of an image"})

@@ -18,9 +18,14 @@ _UNSIGNED = frozenset(
 
 
 def service_spec(spec: ServiceSpec) -> ServiceSpec:
-    """The same spec. Raises Invalid with Docker's sentences, or NotImplementedHere."""
+    """The same spec; what Docker says of it before it looks at the store. Raises Invalid, or NotImplementedHere."""
     check_numbers(spec)
-    container = spec.task_template.container_spec
+    template = spec.task_template
+    if template.runtime not in ("", "container", "plugin", "attachment"):
+        raise Invalid("unsupported runtime")
+    if template.container_spec is None and template.runtime != "plugin":
+        raise Invalid("mismatched Runtime and *Spec fields")
+    container = template.container_spec
     if container is not None:
         if container.isolation in ("process", "hyperv"):
             raise NotImplementedHere(f"isolation {container.isolation} exists on Windows only")

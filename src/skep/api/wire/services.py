@@ -112,8 +112,7 @@ def service(object: Service, *, insert_defaults: bool = False, status: dict[str,
     shown = head(object)
     shown["Spec"] = with_defaults(spec) if insert_defaults else spec
     if object.previous_spec is not None:
-        previous = shown_spec(object.previous_spec)
-        shown["PreviousSpec"] = with_defaults(previous) if insert_defaults else previous
+        shown["PreviousSpec"] = shown_spec(object.previous_spec)
     shown["Endpoint"] = _endpoint(object.endpoint)
     if object.update_status is not None:
         shown["UpdateStatus"] = _update_status(object.update_status)

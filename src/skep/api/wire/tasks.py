@@ -11,8 +11,9 @@ from skep.api.cache import Encoded
 from skep.api.wire.networks import store_form
 from skep.api.wire.services import head, shown_task_spec
 from skep.api.wire.times import stamp
+from skep.model.enums import TaskState
 from skep.model.network import Network
-from skep.model.task import Task, TaskStatus
+from skep.model.task import ContainerStatus, Task, TaskStatus
 from skep.plan.view import View
 
 
@@ -22,7 +23,10 @@ def _status(status: TaskStatus) -> dict[str, Any]:
         shown["Message"] = status.message
     if status.err:
         shown["Err"] = status.err
-    if (container := status.container) is not None:
+    container = status.container
+    if container is None and status.state in (TaskState.FAILED, TaskState.REJECTED):
+        container = ContainerStatus()
+    if container is not None:
         shown["ContainerStatus"] = {"ContainerID": container.container_id, "PID": container.pid, "ExitCode": container.exit_code}
     shown["PortStatus"] = {"Ports": status.ports} if status.ports else {}
     return shown
