@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from skep.datapath import netlink, netns
-from skep.datapath.base import Snapshot
+from skep.datapath.base import Place, Snapshot
 from skep.datapath.path import KernelDatapath
 from skep.model.assignment import EndpointItem, NetworkItem, PeerItem, ServiceItem
 from skep.model.network import Network
@@ -305,6 +305,14 @@ def ask_udp(namespace: Path, address: str, port: int, *, timeout: float = 3, siz
             return name, seen.partition(":")[0]
 
     return within(namespace, call)
+
+
+def attach(node: Node, address: str, network_id: str = "ingress", **more: Any) -> str:
+    """A container of this address on a network of the lab; gives back its sandbox id."""
+    sandbox = address.replace(".", "-")
+    gateway = address.rpartition(".")[0] + ".1"
+    node.run(node.datapath.attach(sandbox, (Place(network_id=network_id, address=f"{address}/24", gateway=gateway),), **more))
+    return sandbox
 
 
 def network(number: int = 0, *, ingress: bool = True, internal: bool = False) -> NetworkItem:

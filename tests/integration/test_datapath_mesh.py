@@ -7,21 +7,13 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from netlab import Lab, Node, apply_all, ask, ask_udp, connect, endpoint, lab, line, network, service, within
+from netlab import Lab, Node, apply_all, ask, ask_udp, attach, connect, endpoint, lab, line, network, service, within
 
-from skep.datapath.base import Place
 from skep.model.assignment import EndpointItem
 
 pytestmark = pytest.mark.root
 CLIENT = "192.168.77.99"
 WEB = service("web", (8080, 80, "tcp"), (8053, 53, "udp"))
-
-
-def attach(node: Node, address: str, network_id: str = "ingress") -> str:
-    sandbox = address.replace(".", "-")
-    gateway = address.rpartition(".")[0] + ".1"
-    node.run(node.datapath.attach(sandbox, (Place(network_id=network_id, address=f"{address}/24", gateway=gateway),)))
-    return sandbox
 
 
 def backend(it: Lab, node: Node, address: str) -> EndpointItem:

@@ -59,6 +59,10 @@ def _library() -> ctypes.CDLL | None:
     return lib
 
 
+def _program() -> str | None:
+    return shutil.which("nft", path="/usr/sbin:/sbin:/usr/local/sbin:/usr/bin:/bin")
+
+
 class Library:
     """libnftables. `namespace` is an open descriptor: some versions open their socket with the context, some with each command."""
 
@@ -75,8 +79,17 @@ class Library:
         said: bytes = self._lib.nft_ctx_get_output_buffer(self._context) or b""
         wrong: bytes = self._lib.nft_ctx_get_error_buffer(self._context) or b""
         if failed:
-            raise NftError(wrong.decode(errors="replace"), script)
+            raise NftError(self._located(script) or wrong.decode(errors="replace"), script)
         return said.decode(errors="replace")
+
+    def _located(self, script: str) -> str:
+        """What the program says of the refused text: the library shows its caret below the first line, whichever line is meant."""
+        program = _program()
+        if program is None or "\n" not in script.strip():
+            return ""
+        with entered(self._namespace):
+            done = subprocess.run([program, "-c", "-f", "-"], input=script, capture_output=True, text=True, timeout=60, check=False)
+        return done.stderr if done.returncode else ""
 
     def close(self) -> None:
         if self._context:
@@ -106,7 +119,7 @@ def rules(namespace: int, *, library: bool = True) -> Rules:
     lib = _library() if library else None
     if lib is not None:
         return Library(lib, namespace)
-    program = shutil.which("nft", path="/usr/sbin:/sbin:/usr/local/sbin:/usr/bin:/bin")
+    program = _program()
     if program is None:
         raise SkepError("neither libnftables.so.1 nor the program nft is here: install nftables (the library alone does)")
     return Command(program, namespace)
