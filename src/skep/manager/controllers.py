@@ -189,12 +189,22 @@ def _service_keys(view: View, event: Event) -> Keys:
     if event.kind is Task:
         old, new = cast("Task | None", event.old), cast("Task | None", event.new)
         task = new or old
-        return (task.service_id,) if task is not None and task.service_id and _task_turned(old, new) else NONE
+        if task is None or not task.service_id:
+            return NONE
+        return (task.service_id,) if _task_turned(old, new) or _outdated_placed(view, old, new) else NONE
     if not _node_moved(cast("Node | None", event.old), cast("Node | None", event.new)):
         return NONE
     keys = dict.fromkeys(task.service_id for task in view.find(TASK_BY_NODE, event.id) if task.service_id)
     keys.update((service.id, None) for service in view.all(Service) if service.global_)
     return keys
+
+
+def _outdated_placed(view: View, old: Task | None, new: Task | None) -> bool:
+    """A task of an older spec has come to a node: where only the placement was changed, the node decides whether it is out of date."""
+    if old is None or new is None or old.node_id == new.node_id:
+        return False
+    service = view.get(Service, new.service_id)
+    return service is not None and service.spec_version != new.spec_version
 
 
 def _allocator_keys(view: View, event: Event) -> Keys:
@@ -213,7 +223,7 @@ def _allocator_keys(view: View, event: Event) -> Keys:
 
 
 def _scheduler_keys(view: View, event: Event) -> Keys:
-    """Nothing is placed by the mere passing of time: a task waits, or a place has become free."""
+    """While a task waits: whatever takes or frees a place, for what a pending task says must stay true. Time alone places nothing."""
     if not view.find(TASK_UNASSIGNED, ""):
         return NONE
     if event.kind is Node:
@@ -221,6 +231,8 @@ def _scheduler_keys(view: View, event: Event) -> Keys:
     old, new = cast("Task | None", event.old), cast("Task | None", event.new)
     if new is not None and new.status.state is TaskState.PENDING:
         return EVERYTHING if old is None or old.status.state is not TaskState.PENDING else NONE
+    if old is not None and new is not None and old.holds_resources != new.holds_resources:
+        return EVERYTHING
     return EVERYTHING if _task_turned(old, new) else NONE
 
 

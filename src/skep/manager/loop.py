@@ -191,6 +191,7 @@ class Loop:
         log.exception("%s failed%s; it will be tried again", controller.name, f" for {shown}" if shown else "")
 
     def _part_fighters(self, now: int) -> None:
+        self._mark()
         fighting = [name for name, state in self._states.items() if state.dirty]
         log.error("no end to the decisions of %s after %d rounds; they pause for a second", " and ".join(fighting), ROUNDS)
         for name in fighting:
