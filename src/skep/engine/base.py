@@ -118,6 +118,8 @@ class ContainerConfig(msgspec.Struct, frozen=True, kw_only=True):
     tty: bool = False
     stdin: bool = False
     """Keep stdin open for attach."""
+    stdin_once: bool = False
+    """The first attached client's end of input, or its going away, ends the process' input too (`docker run -i`)."""
     init: bool = False
     sysctls: dict[str, str] = {}
     ulimits: tuple[Ulimit, ...] = ()

@@ -1,0 +1,280 @@
+"""A container's places on disk, made and removed. Everything here blocks and runs in worker threads.
+
+    DATA/containers/ID/   state.json  hosts  hostname  resolv.conf  upper/ work/  rootfs/ (the overlay)  logs/
+    RUN/c/ID/             config.json  pid  conmon.pid  attach  ctl  persist/       (the bundle: short paths, gone after a boot)
+    RUN/exits/ID          the exit code, written by conmon
+    RUN/state/            the OCI runtime's own
+
+`state.json` is written last when a container is made and goes first when it is removed: a folder without it is what a crash has left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from skep.engine.base import ContainerConfig, Exit
+from skep.engine.oci import bpf, kernel, seccomp, spec, users
+from skep.engine.oci.runtime import PROFILE, Runtime, cgroup2
+from skep.errors import Invalid
+
+_MOUNT_DATA_LIMIT = 4000
+"""The kernel takes mount options of one page."""
+
+
+class Stored(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What outlives us of a container. Ticks name a process together with its pid (kernel.start_ticks); `boot` says in which boot."""
+
+    config: ContainerConfig
+    created_at: int
+    started_at: int = 0
+    pid: int = 0
+    pid_ticks: int = 0
+    conmon_pid: int = 0
+    conmon_ticks: int = 0
+    boot: str = ""
+    exit: Exit | None = None
+    runtime: str = ""
+    layers: tuple[str, ...] = ()
+
+
+class Folders(msgspec.Struct, frozen=True):
+    """Where everything is."""
+
+    data: Path
+    run: Path
+
+    def container(self, id: str) -> Path:
+        return self.data / "containers" / id
+
+    def bundle(self, id: str) -> Path:
+        return self.run / "c" / id
+
+    def exec_bundle(self, id: str) -> Path:
+        return self.run / "x" / id
+
+    @property
+    def exits(self) -> Path:
+        return self.run / "exits"
+
+    @property
+    def state(self) -> Path:
+        return self.run / "state"
+
+    def make(self) -> None:
+        for folder in (self.data / "containers", self.run / "c", self.run / "x", self.exits, self.state):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o711)
+
+
+class Filters:
+    """Seccomp filters, made once for each (profile, capabilities): compiled where the runtime takes them so."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._compiled = runtime.compiled
+        self._default = json.loads(PROFILE.read_bytes())
+        self._lock = threading.Lock()
+        self._known: dict[tuple[str, tuple[str, ...]], tuple[dict[str, Any] | None, dict[str, str]]] = {}
+
+    def of(self, config: ContainerConfig, capabilities: tuple[str, ...]) -> tuple[dict[str, Any] | None, dict[str, str]]:
+        """(`linux.seccomp`, annotations): the one or the other."""
+        if config.privileged or config.seccomp == "unconfined":
+            return None, {}
+        key = (config.seccomp, capabilities)
+        with self._lock:
+            if key not in self._known:
+                if len(self._known) > 64:
+                    self._known.clear()
+                self._known[key] = self._make(config.seccomp, capabilities)
+            return self._known[key]
+
+    def _make(self, text: str, capabilities: tuple[str, ...]) -> tuple[dict[str, Any] | None, dict[str, str]]:
+        profile = self._default
+        if text != "default":
+            try:
+                profile = json.loads(text)
+            except ValueError as error:
+                raise Invalid(f"Decoding seccomp profile failed: {error}") from None
+        uname = platform.uname()
+        oci = seccomp.oci_profile(profile, capabilities, uname.machine, uname.release)
+        if self._compiled:
+            try:
+                return None, {"run.oci.seccomp_bpf_data": bpf.annotation(bpf.compile_filter(oci))}
+            except bpf.Unsupported:
+                pass
+        return oci, {}
+
+
+def host_facts() -> spec.Host:
+    """This host, as specs see it."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        bounding = next(int(line.split()[1], 16) for line in status if line.startswith("CapBnd:"))
+    names = [name for name in dir(resource) if name.startswith("RLIMIT_")]
+    v2 = cgroup2()
+    swap = v2 or os.path.exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
+    return spec.Host(
+        capabilities=frozenset(name for number, name in enumerate(spec.ALL_CAPABILITIES) if bounding >> number & 1),
+        rlimits={name: resource.getrlimit(getattr(resource, name))[1] for name in names if name != "RLIMIT_OFILE"},
+        cgroup2=v2,
+        swap_limit=swap,
+        init=next((path for name in ("tini-static", "docker-init", "catatonit") if (path := shutil.which(name)) and _static(path)), ""),
+        devices=tuple(_devices()),
+    )
+
+
+def _static(path: str) -> bool:
+    """An ELF program without an interpreter: it runs in any root file system."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096)
+    except OSError:
+        return False
+    return head[:4] == b"\x7fELF" and b"/ld-" not in head
+
+
+def _devices() -> list[tuple[str, str, int, int, int]]:
+    found = []
+    for entry in os.scandir("/dev"):
+        status = entry.stat(follow_symlinks=False)
+        kind = {0o020000: "c", 0o060000: "b"}.get(status.st_mode & 0o170000)
+        if kind and entry.name not in ("tty", "console", "ptmx"):
+            found.append((entry.path, kind, os.major(status.st_rdev), os.minor(status.st_rdev), status.st_mode & 0o777))
+    return sorted(found)
+
+
+# the record
+
+
+def save(folders: Folders, stored: Stored) -> None:
+    folder = folders.container(stored.config.id)
+    temporary = folder / "state.tmp"
+    temporary.write_bytes(msgspec.json.encode(stored))
+    temporary.chmod(0o600)
+    temporary.rename(folder / "state.json")
+
+
+def load(folders: Folders, id: str) -> Stored | None:
+    """None: unfinished or unreadable."""
+    try:
+        return msgspec.json.decode((folders.container(id) / "state.json").read_bytes(), type=Stored)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+# making
+
+
+def make(folders: Folders, stored: Stored, host: spec.Host, filters: Filters, cgroup_parent: str) -> None:
+    """Root file system, the files of /etc, bundle and record."""
+    config = stored.config
+    folder = folders.container(config.id)
+    for path in (folder, folder / "upper", folder / "work", folder / "rootfs", folder / "logs"):
+        path.mkdir(mode=0o711 if path == folder else 0o755, exist_ok=True)
+    (folder / "hosts").write_text(spec.hosts_file(config))
+    (folder / "hostname").write_text(spec.hostname(config) + "\n")
+    (folder / "resolv.conf").write_text(config.resolv_conf)
+    make_bundle(folders, stored, host, filters, cgroup_parent)
+    save(folders, stored)
+
+
+def make_bundle(folders: Folders, stored: Stored, host: spec.Host, filters: Filters, cgroup_parent: str) -> None:
+    """Mount the root file system and write config.json."""
+    config = stored.config
+    folder = folders.container(config.id)
+    bundle = folders.bundle(config.id)
+    bundle.mkdir(mode=0o700, exist_ok=True)
+    rootfs = str(folder / "rootfs")
+    if not os.path.ismount(rootfs):
+        mount_overlay(folders, stored.layers, folder)
+    if config.cwd not in ("", "/"):
+        kernel.make_directory_in_root(rootfs, config.cwd)
+    identity = identify(rootfs, config.user, config.groups)
+    paths = spec.Paths(
+        rootfs=rootfs,
+        hosts=str(folder / "hosts"),
+        hostname=str(folder / "hostname"),
+        resolv_conf=str(folder / "resolv.conf"),
+        cgroup=f"{cgroup_parent.rstrip('/')}/{config.id}",
+    )
+    oci, annotations = filters.of(config, spec.capabilities(config, host))
+    document = spec.oci_spec(config, identity, paths, host, seccomp=oci, annotations=annotations)
+    (bundle / "config.json").write_bytes(msgspec.json.encode(document))
+
+
+def identify(rootfs: str, user: str, groups: tuple[str, ...]) -> users.Identity:
+    """The image's own files say who that is; they are read inside its root, so that a link in it cannot lead to the host's."""
+    return users.identify(user, groups, kernel.read_in_root(rootfs, "etc/passwd"), kernel.read_in_root(rootfs, "etc/group"))
+
+
+def mount_overlay(folders: Folders, layers: Sequence[str], folder: Path) -> None:
+    """Many layers make a string longer than a page: then each goes by a short link, relative to DATA, where our threads stand."""
+    if not layers:
+        raise Invalid("the image has no layers")
+    lower = ":".join(layers)
+    if len(lower) + 3 * len(str(folder)) > _MOUNT_DATA_LIMIT or any(character in path for path in layers for character in ":,\\"):
+        lower = ":".join(_short(folders, path) for path in layers)
+    kernel.mount("overlay", str(folder / "rootfs"), "overlay", 0, f"lowerdir={lower},upperdir={folder}/upper,workdir={folder}/work")
+
+
+def _short(folders: Folders, path: str) -> str:
+    """`l/NAME`, a link to the layer: relative to the data root."""
+    links = folders.data / "l"
+    links.mkdir(mode=0o711, exist_ok=True)
+    name = f"{hash_of(path):012x}"
+    link = links / name
+    if not link.is_symlink():
+        temporary = links / f"{name}.{threading.get_ident()}"
+        temporary.symlink_to(path)
+        temporary.rename(link)
+    return f"l/{name}"
+
+
+def hash_of(text: str) -> int:
+    """48 bits, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
+
+
+# removing
+
+
+def remove(folders: Folders, id: str) -> None:
+    """Everything on disk; what runs is not looked at. Idempotent."""
+    folder = folders.container(id)
+    (folder / "state.json").unlink(missing_ok=True)
+    kernel.umount(str(folder / "rootfs"))
+    for path in (folder, folders.bundle(id)):
+        remove_tree(path)
+    (folders.exits / id).unlink(missing_ok=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Tried again where something was put into it meanwhile; what is no longer there is no error."""
+    for attempt in range(3):
+        try:
+            shutil.rmtree(path)
+            return
+        except FileNotFoundError:
+            return
+        except OSError:
+            if attempt == 2:
+                raise
+
+
+def remove_cgroups(path: str, root: str = "/sys/fs/cgroup") -> None:
+    """The directory and all below it, in every hierarchy; processes in them are left alone, and so are their directories."""
+    tops = [root] if cgroup2(root) else [f"{root}/{name}" for name in os.listdir(root) if os.path.isdir(f"{root}/{name}")]
+    for top in tops:
+        for folder, _, _ in os.walk(f"{top}/{path.strip('/')}", topdown=False):
+            try:
+                os.rmdir(folder)
+            except OSError:
+                pass

@@ -1,0 +1,288 @@
+"""A container's log as conmon writes it (k8s-file), read back: parts joined to lines, across rotated files, followed without polling.
+
+A line of the file: `2026-11-23T06:13:46.960465673+00:00 stdout F text`; `P` in F's place marks a part of a line that was too long for one
+read, or had not ended yet. Files: `log` is written to, `log.1` is the newest of the old ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+from skep.engine.base import LogRecord
+from skep.engine.oci.inotify import Inotify
+
+NAME = "log"
+JOINED = 1 << 20
+"""Longest line that is put together; a longer one comes in several records without a newline between them."""
+_BLOCK = 1 << 16
+_CHUNK = 1 << 18
+_STREAMS = {b"stdout": 1, b"stderr": 2}
+
+
+class Lines:
+    """Turns lines of the file into records. One for each reader: it keeps the parts of unfinished lines."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, tuple[int, list[bytes], int]] = {}
+        self._second = b""
+        self._base = 0
+
+    def _time(self, stamp: bytes) -> int:
+        """Stamps of one second share their date: only the first of them is decoded in full."""
+        second, _, rest = stamp.partition(b".")
+        key = second + rest[9:]
+        if key != self._second:
+            self._base = int(datetime.fromisoformat(key.decode("ascii")).timestamp()) * 1_000_000_000
+            self._second = key
+        return self._base + int(rest[:9])
+
+    def feed(self, line: bytes) -> LogRecord | None:
+        """`line` without its newline. None: a part, or something conmon did not write."""
+        fields = line.split(b" ", 3)
+        stream = _STREAMS.get(fields[1]) if len(fields) == 4 else None
+        if stream is None or fields[2] not in (b"F", b"P"):
+            return None
+        try:
+            at = self._time(fields[0])
+        except (ValueError, UnicodeDecodeError):
+            return None
+        data = fields[3]
+        begun = self._parts.pop(stream, None)
+        if fields[2] == b"F":
+            if begun is None:
+                return LogRecord(at=at, stream=stream, data=data + b"\n")
+            return LogRecord(at=begun[0], stream=stream, data=b"".join([*begun[1], data, b"\n"]))
+        if begun is None:
+            begun = (at, [], 0)
+        begun[1].append(data)
+        size = begun[2] + len(data)
+        if size >= JOINED:
+            return LogRecord(at=begun[0], stream=stream, data=b"".join(begun[1]))
+        self._parts[stream] = (begun[0], begun[1], size)
+        return None
+
+    def rest(self) -> list[LogRecord]:
+        """Lines that never ended."""
+        left = [LogRecord(at=at, stream=stream, data=b"".join(parts)) for stream, (at, parts, _) in sorted(self._parts.items())]
+        self._parts.clear()
+        return left
+
+
+def files(folder: Path) -> list[Path]:
+    """Oldest first."""
+    numbers = [int(name[len(NAME) + 1 :]) for name in os.listdir(folder) if name.startswith(f"{NAME}.") and name[len(NAME) + 1 :].isdigit()]
+    old = [folder / f"{NAME}.{number}" for number in sorted(numbers, reverse=True)]
+    return [*old, *([folder / NAME] if (folder / NAME).exists() else [])]
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return -1
+
+
+def open_tail(folder: Path, tail: int, streams: Iterable[int]) -> list[int]:
+    """Descriptors of the files to read, oldest first, the first one placed so that `tail` whole lines follow (-1: all)."""
+    wanted = set(streams)
+    fds: list[int] = []
+    seen: set[tuple[int, int]] = set()
+    left = tail
+    for path in reversed(files(folder)):
+        if tail >= 0 and left == 0 and fds:
+            break
+        fd = _open(path)
+        if fd < 0:
+            continue
+        status = os.fstat(fd)
+        if (status.st_dev, status.st_ino) in seen:  # renamed while we looked
+            os.close(fd)
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        fds.insert(0, fd)
+        if tail >= 0:
+            left = _seek_tail(fd, left, wanted)
+    return fds
+
+
+def _seek_tail(fd: int, count: int, wanted: set[int]) -> int:
+    """Place `fd` before its last `count` wanted whole lines; how many are still missing."""
+    end = os.lseek(fd, 0, os.SEEK_END)
+    position = end
+    carry = b""
+    while position > 0:
+        size = min(_BLOCK, position)
+        position -= size
+        block = os.pread(fd, size, position) + carry
+        lines = block.split(b"\n")
+        carry = lines[0] if position else b""
+        at = position + len(block)
+        for index in range(len(lines) - 1, 0 if position else -1, -1):
+            line = lines[index]
+            at -= len(line)
+            fields = line.split(b" ", 3)
+            if len(fields) == 4 and fields[2] == b"F" and _STREAMS.get(fields[1]) in wanted:
+                if count == 0:
+                    os.lseek(fd, at + len(line) + 1, os.SEEK_SET)
+                    return 0
+                count -= 1
+            at -= 1
+    os.lseek(fd, 0, os.SEEK_SET)
+    return count
+
+
+class Reader:
+    """Reads the files of one log in order, also while they are rotated. Blocks: its calls run in worker threads."""
+
+    def __init__(self, folder: Path, tail: int, streams: Iterable[int]) -> None:
+        self._folder = folder
+        self._queue = open_tail(folder, tail, streams)
+        self._last = -1
+        self._carry = b""
+        self._lines = Lines()
+
+    def close(self) -> None:
+        for fd in self._queue:
+            os.close(fd)
+        self._queue = []
+
+    def read(self) -> list[LogRecord] | None:
+        """The next records; None when everything written so far was read."""
+        while True:
+            if not self._queue and not self._next(None):
+                return None
+            fd = self._queue[0]
+            data = os.read(fd, _CHUNK)
+            if data:
+                return self._parse(data)
+            if len(self._queue) > 1:
+                os.close(self._queue.pop(0))
+                self._carry = b""
+            elif not self._next(fd):
+                return None
+            else:
+                data = os.read(fd, _CHUNK)  # written between the last read and the change of files
+                if data:
+                    return self._parse(data)
+
+    def _next(self, fd: int | None) -> bool:
+        """Open what has come after `fd`, the last file we have; whether there was anything."""
+        later = files(self._folder)
+        if fd is not None:
+            own = os.fstat(fd)
+            inodes = [(status.st_dev, status.st_ino) if (status := _stat(path)) else None for path in later]
+            mine = (own.st_dev, own.st_ino)
+            if not later or later[-1].name != NAME or inodes[-1] == mine:
+                return False  # still the newest, or renamed and its successor is not there yet
+            if mine in inodes:
+                later = later[inodes.index(mine) + 1 :]
+        opened = [new for path in later if (new := _open(path)) >= 0]
+        self._queue += opened
+        return bool(opened)
+
+    def _parse(self, data: bytes) -> list[LogRecord]:
+        lines = (self._carry + data).split(b"\n")
+        self._carry = lines.pop()
+        return [record for line in lines if (record := self._lines.feed(line)) is not None]
+
+    def rest(self) -> list[LogRecord]:
+        return self._lines.rest()
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
+
+
+async def records(
+    folder: Path,
+    inotify: Inotify,
+    ended: Callable[[], bool],
+    wakers: set[Callable[[], None]],
+    *,
+    follow: bool,
+    since: int,
+    until: int,
+    tail: int,
+    streams: frozenset[int],
+) -> AsyncIterator[LogRecord]:
+    """`ended`: nothing more will be written. `wakers`: called when that comes true."""
+    news = asyncio.Event()
+
+    def wake(name: str = "") -> None:
+        news.set()
+
+    if follow:
+        inotify.watch(str(folder), wake)
+        wakers.add(news.set)
+    reader = await asyncio.to_thread(Reader, folder, tail, streams)
+    try:
+        while True:
+            news.clear()
+            over = ended()
+            found = await asyncio.to_thread(reader.read)
+            if found is None:
+                if over or not follow:
+                    found = reader.rest() if over else []
+                    for record in _within(found, since, until, streams):
+                        yield record
+                    return
+                if until and not await _until(news, until):
+                    return
+                await news.wait()
+                continue
+            for record in _within(found, since, until, streams):
+                yield record
+            if until and found and found[-1].at > until:
+                return
+    finally:
+        reader.close()
+        if follow:
+            inotify.unwatch(str(folder), wake)
+            wakers.discard(news.set)
+
+
+async def _until(news: asyncio.Event, until: int) -> bool:
+    """Wait for news, at most until that time; whether there may be any."""
+    try:
+        async with asyncio.timeout(max(0.0, (until - time.time_ns()) / 1e9)):
+            await news.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _within(found: Iterable[LogRecord], since: int, until: int, streams: frozenset[int]) -> Iterator[LogRecord]:
+    for record in found:
+        if record.stream in streams and record.at >= since and (not until or record.at <= until):
+            yield record
+
+
+def rotate(folder: Path, keep: int, reopen: Callable[[], None]) -> None:
+    """Start a new file; `keep` files are left, the new one counted. No line is lost: conmon goes on writing to the renamed one until it
+    opens the new. Blocks up to a second.
+    """
+    current = folder / NAME
+    for number in range(max(keep, 2) - 2, 0, -1):
+        old = folder / f"{NAME}.{number}"
+        if old.exists():
+            old.rename(folder / f"{NAME}.{number + 1}")
+    current.rename(folder / f"{NAME}.1")
+    try:
+        reopen()
+    except Exception:
+        if not current.exists():
+            (folder / f"{NAME}.1").rename(current)
+        raise
+    deadline = time.monotonic() + 1.0
+    while not current.exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    if keep <= 1 and current.exists():
+        (folder / f"{NAME}.1").unlink(missing_ok=True)
