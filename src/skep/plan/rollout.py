@@ -90,6 +90,7 @@ def propose(service: Service, slots: Sequence[Slot], dirty: IsDirty, now: int) -
             _finish(step, now)
         elif step.status is not None and step.status.last_slot_at:
             step.status = _replace(step.status, last_slot_at=0)
+            step.because = step.because or "a slot is not done after all"
     _hand_out_turns(step, progress, now)
     return step
 
