@@ -51,7 +51,7 @@ Instruction = Do | Cancel | Apply
 class _Work:
     """One task here."""
 
-    __slots__ = ("busy", "cancelled", "failure", "item", "observed", "retries", "retry_at", "status", "stopped", "version", "withdrawn")
+    __slots__ = ("again", "busy", "cancelled", "failure", "item", "observed", "retries", "retry_at", "status", "stopped", "version", "withdrawn")
 
     def __init__(self, item: TaskItem, status: TaskStatus, version: int) -> None:
         self.item = item
@@ -62,6 +62,8 @@ class _Work:
         self.busy: Call | None = None
         self.cancelled = False
         self.withdrawn = False
+        self.again: TaskItem | None = None
+        """Assigned anew while it was being removed."""
         self.stopped = status.state > TaskState.RUNNING
         self.failure = ""
         self.retries = 0
@@ -139,7 +141,10 @@ class Worker:
         work.busy, work.cancelled = None, False
         work.observed = observed or work.observed
         if call is Call.REMOVE and not ended.error and not ended.cancelled:
-            self._forget(task_id)
+            del self._works[task_id]
+            self.changed.pop(task_id, None)
+            if work.again is not None:
+                self._take(work.again, now)
             return
         if call in (Call.SHUTDOWN, Call.REMOVE):
             self._stopped(work, ended, now)
@@ -238,6 +243,9 @@ class Worker:
             work = self._works[id] = _Work(item, item.task.status, self.version)
             work.stopped = work.stopped and id not in self._strangers
             self._state.put_item(item.key, item)
+        elif work.busy is Call.REMOVE:
+            work.again = item
+            return
         elif work.item != item or work.withdrawn:
             work.item, work.withdrawn = item, False
             self._state.put_item(item.key, item)
@@ -250,6 +258,7 @@ class Worker:
                 return
             work = self._works[id] = _Work(TaskItem(task=Task(id=id)), TaskStatus(), self.version)
             work.stopped = True
+        work.again = None
         if work.withdrawn:
             return
         work.withdrawn = True
@@ -257,10 +266,6 @@ class Worker:
         self._state.put_item(work.item.key, None)
         self._state.put_status(id, None)
         self._advance(work, now)
-
-    def _forget(self, id: str) -> None:
-        del self._works[id]
-        self.changed.pop(id, None)
 
     def _forget_item(self, key: str) -> None:
         table = self._network.get(key.partition("/")[0], {})

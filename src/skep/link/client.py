@@ -175,17 +175,16 @@ def _failure(remote: str, error: BaseException) -> SkepError:
     """One sentence: which manager, and what was wrong."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, ssl.SSLCertVerificationError):
-            return Refused(f"manager {remote}: its certificate is not one of this cluster's managers ({seen.verify_message})")
-        if isinstance(seen, ssl.SSLError):
-            for word, text in _ALERTS.items():
-                if word in (seen.reason or str(seen)):
-                    return Refused(f"manager {remote}: {text}")
-            return Unavailable(f"manager {remote}: TLS failed ({seen.reason or seen})")
         if isinstance(seen, aiohttp.ClientConnectorCertificateError):
             seen = seen.certificate_error
-            continue
-        seen = seen.os_error if isinstance(seen, aiohttp.ClientConnectorError) and seen is error else seen.__cause__ or seen.__context__
+        if isinstance(seen, ssl.SSLCertVerificationError):
+            return Refused(f"manager {remote}: its certificate is not one of this cluster's managers ({seen.verify_message})")
+        if isinstance(seen, OSError) and "SSL" in str(seen):
+            for word, text in _ALERTS.items():
+                if word in str(seen):
+                    return Refused(f"manager {remote}: {text}")
+            return Unavailable(f"manager {remote}: TLS failed ({seen})")
+        seen = seen.__cause__ or seen.__context__
     if isinstance(error, TimeoutError):
         return Unavailable(f"manager {remote}: no answer")
     reason = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error

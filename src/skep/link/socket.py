@@ -94,7 +94,7 @@ class Doorkeeper:
 
 
 class SmallTls(SSLProtocol):
-    """asyncio's TLS with small buffers, and the doorkeeper in front. `max_size` is a private name: a test holds it against each Python."""
+    """asyncio's TLS with small buffers, and the doorkeeper in front. It leans on private names: tests hold it against each Python."""
 
     max_size = 16384
 
@@ -109,6 +109,12 @@ class SmallTls(SSLProtocol):
         if not self._door.enter(self._app, peer[0] if peer else "", transport):
             transport.abort()
         super().connection_made(transport)
+
+    def _on_handshake_complete(self, handshake_exc: BaseException | None) -> None:
+        """asyncio drops the connection without sending the alert that says why: the other side would see a lost connection."""
+        if handshake_exc is not None:
+            self._process_outgoing()  # type: ignore[attr-defined]
+        super()._on_handshake_complete(handshake_exc)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._door.settle(self._app)

@@ -65,13 +65,11 @@ def task_item(task: Task, service: Service | None) -> TaskItem:
 
 def service_told_anew(old: Service | None, new: Service | None) -> bool:
     """The part of a service that goes along with each of its tasks changed."""
-    if old is None or new is None:
-        return False
-    return (
-        old.spec.labels != new.spec.labels
-        or old.registry_auth != new.registry_auth
-        or (old.endpoint is not new.endpoint and published_ports(old) != published_ports(new))
-    )
+    return _carried(old) != _carried(new)
+
+
+def _carried(service: Service | None) -> tuple[dict[str, str], str, tuple[PortConfig, ...]]:
+    return ({}, "", ()) if service is None else (service.spec.labels, service.registry_auth, published_ports(service))
 
 
 def published_ports(service: Service) -> tuple[PortConfig, ...]:
@@ -133,9 +131,8 @@ def items(view: View, node_id: str) -> dict[str, Item]:
         networks.update(networks_of(task))
     for network_id in networks:
         network = view.get(Network, network_id)
-        if network is None:
-            continue
-        found.append(network_item(network))
+        if network is not None:
+            found.append(network_item(network))
         for task in view.find(TASK_BY_NETWORK, network_id):
             found += [endpoint for endpoint in endpoint_items(task) if endpoint.network_id == network_id]
     return {item.key: item for item in found if item is not None}

@@ -105,7 +105,7 @@ def _failing(now: Situation) -> Step:
 
 def _stopping(now: Situation) -> Step:
     if now.busy is not None:
-        return IDLE if now.busy is Call.SHUTDOWN else Step(cancel=True)
+        return IDLE if now.busy in (Call.SHUTDOWN, Call.REMOVE) else Step(cancel=True)
     if now.stopped or now.status.state < TaskState.PREPARING:
         return Step(state=TaskState.SHUTDOWN, message="shutdown")
     return Step(call=Call.SHUTDOWN)
