@@ -175,11 +175,20 @@ class NodeInfo(Protocol):
 
 
 class Context(Protocol):
-    clock: Clock
-    engine: Engine
-    swarm: Swarm
-    host: NodeInfo
-    events: LocalEvents
+    @property
+    def clock(self) -> Clock: ...
+
+    @property
+    def engine(self) -> Engine: ...
+
+    @property
+    def swarm(self) -> Swarm: ...
+
+    @property
+    def host(self) -> NodeInfo: ...
+
+    @property
+    def events(self) -> LocalEvents: ...
 
     @property
     def cluster(self) -> Cluster:

@@ -165,11 +165,12 @@ class Detached(Exception):
 
 
 class KeyWatch:
-    """Passes typed bytes on until the detach keys were typed one after the other; a started sequence is held back."""
+    """Passes typed bytes on until the detach keys were typed one after the other (`detached`); a started sequence is held back."""
 
     def __init__(self, keys: bytes) -> None:
         self.keys = keys
         self.held = 0
+        self.detached = False
 
     def feed(self, data: bytes) -> bytes:
         if not self.held and self.keys[:1] not in data:
@@ -179,7 +180,8 @@ class KeyWatch:
             if byte == self.keys[self.held]:
                 self.held += 1
                 if self.held == len(self.keys):
-                    raise Detached
+                    self.detached = True
+                    return bytes(out)
                 continue
             out += self.keys[: self.held]
             self.held = 0
@@ -212,6 +214,8 @@ async def pump(
         while data := await reader.read(CHUNK):
             if stdin:
                 await streams.write(watch.feed(data) if watch else data)
+            if watch is not None and watch.detached:
+                raise Detached
         if stdin:
             await streams.close_stdin()
 

@@ -22,7 +22,7 @@ ROUTES = Routes()
 class ExecBody(Spec, frozen=True, kw_only=True):
     user: str = ""
     privileged: bool = False
-    tty: bool = False
+    tty: bool = msgspec.field(default=False, name="Tty")
     attach_stdin: bool = False
     attach_stderr: bool = False
     attach_stdout: bool = False
@@ -36,7 +36,7 @@ class ExecBody(Spec, frozen=True, kw_only=True):
 
 class StartBody(Spec, frozen=True, kw_only=True):
     detach: bool = False
-    tty: bool = False
+    tty: bool = msgspec.field(default=False, name="Tty")
     console_size: tuple[int, int] | None = None
 
 
@@ -155,7 +155,7 @@ async def _start_attached(call: Call, instance: ExecInstance, config: ExecConfig
             await writer.drain()
             return Hijacked()
         try:
-            await pump(
+            ended = await pump(
                 process.streams,
                 reader,
                 writer,
@@ -165,7 +165,8 @@ async def _start_attached(call: Call, instance: ExecInstance, config: ExecConfig
                 stderr=instance.attach_stderr,
                 keys=detach_keys(instance.detach_keys),
             )
-            await _settled(instance)
+            if ended:
+                await _settled(instance)
         finally:
             await process.streams.close()
     finally:
