@@ -1,7 +1,7 @@
 """skepd's settings: one list, from which come the flags, the TOML file's keys, the defaults and their help.
 
 A flag wins over the file, the file over the default. Lists are given by repeating the flag, in TOML as arrays. An unknown key, a wrong type
-or a value that cannot be used is a ConfigError that says which setting, where it stands and what to write.
+or a value that cannot be used is a BadSetting that says which setting, where it stands and what to write.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skep.errors import ConfigError
+
+class BadSetting(ValueError):
+    """A setting that cannot be used: one line that says which, where it stands, and what to write instead."""
+
 
 DEFAULT_DATA_ROOT = "/var/lib/skep"
 DEFAULT_RUN_ROOT = "/run/skep"
@@ -82,31 +85,31 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         raw = tomllib.loads(path.read_text())
     except OSError as e:
-        raise ConfigError(f"{path}: {e.strerror}") from None
+        raise BadSetting(f"{path}: {e.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: not TOML: {e}") from None
+        raise BadSetting(f"{path}: not TOML: {e}") from None
     known = {f.name: f for f in dataclasses.fields(Settings)}
     out: dict[str, Any] = {}
     for key, value in raw.items():
         name = key.replace("-", "_")
         if name not in known:
-            raise ConfigError(f"{path}: unknown setting {key!r}; known are: {', '.join(sorted(known))}")
+            raise BadSetting(f"{path}: unknown setting {key!r}; known are: {', '.join(sorted(known))}")
         meta = known[name].metadata
         if meta.get("list"):
             if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-                raise ConfigError(f"{path}: {key} must be an array of strings")
+                raise BadSetting(f"{path}: {key} must be an array of strings")
             out[name] = tuple(value)
         elif not isinstance(value, str):
-            raise ConfigError(f'{path}: {key} must be a string, write {key} = "{value}"')
+            raise BadSetting(f'{path}: {key} must be a string, write {key} = "{value}"')
         elif meta["choices"] and value not in meta["choices"]:
-            raise ConfigError(f"{path}: {key} = {value!r}: must be one of {', '.join(meta['choices'])}")
+            raise BadSetting(f"{path}: {key} = {value!r}: must be one of {', '.join(meta['choices'])}")
         else:
             out[name] = value
     return out
 
 
 def load(argv: Sequence[str]) -> Settings:
-    """Settings from flags and file; raises ConfigError (argparse itself exits on unknown flags)."""
+    """Settings from flags and file; raises BadSetting (argparse itself exits on unknown flags)."""
     args = vars(parser().parse_args(argv))
     given = args.pop("config")
     args.pop("version")
@@ -122,13 +125,13 @@ def load(argv: Sequence[str]) -> Settings:
 def check(s: Settings) -> None:
     for name in ("data_root", "run_root"):
         if not getattr(s, name).startswith("/"):
-            raise ConfigError(f"{name} = {getattr(s, name)!r}: must be an absolute path")
+            raise BadSetting(f"{name} = {getattr(s, name)!r}: must be an absolute path")
     for host in s.host:
         scheme, sep, rest = host.partition("://")
         if scheme != "unix" or not sep or not rest.startswith("/"):
-            raise ConfigError(f"host = {host!r}: must be unix:///PATH (TCP with mutual TLS is not served yet)")
+            raise BadSetting(f"host = {host!r}: must be unix:///PATH (TCP with mutual TLS is not served yet)")
         if len(rest) > 107:
-            raise ConfigError(f"host = {host!r}: a socket's path may have 107 characters")
+            raise BadSetting(f"host = {host!r}: a socket's path may have 107 characters")
     for pair in (*s.label, *s.generic_resource):
         if "=" not in pair:
-            raise ConfigError(f"{pair!r}: must be KEY=VALUE")
+            raise BadSetting(f"{pair!r}: must be KEY=VALUE")

@@ -7,6 +7,7 @@ mount namespace whose /sys/fs/cgroup has no `unified`, a slave of ours, which on
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -172,13 +173,28 @@ def prepare_view(run_root: Path) -> str:
     pin.touch()
     view = folder / "cgroup"
     view.mkdir()
+    # A namespace may be pinned only in one that was made before it, and recent kernels hand out the ids that tell before from after in
+    # batches per processor: one made on another processor may look older than ours. One of the processors always gives a later id.
+    for processor in sorted(os.sched_getaffinity(0)):
+        try:
+            _pin_view(str(view), str(pin), processor)
+            return str(pin)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            refused = error
+    raise refused
+
+
+def _pin_view(view: str, pin: str, processor: int) -> None:
     ready, done = threading.Event(), threading.Event()
     outcome: list[Exception | int] = []
 
     def enter() -> None:
         try:
+            os.sched_setaffinity(0, {processor})
             kernel.unshare(kernel.CLONE_NEWNS)
-            _hide_unified(str(view))
+            _hide_unified(view)
             outcome.append(threading.get_native_id())
         except Exception as error:
             outcome.append(error)
@@ -192,11 +208,10 @@ def prepare_view(run_root: Path) -> str:
         made = outcome[0]
         if isinstance(made, Exception):
             raise made
-        kernel.mount(f"/proc/self/task/{made}/ns/mnt", str(pin), flags=kernel.MS_BIND)
+        kernel.mount(f"/proc/self/task/{made}/ns/mnt", pin, flags=kernel.MS_BIND)
     finally:
         done.set()
         thread.join()
-    return str(pin)
 
 
 def _hide_unified(view: str) -> None:
