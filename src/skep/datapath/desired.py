@@ -141,8 +141,8 @@ class Wanted(msgspec.Struct, frozen=True):
     facts: frozenset[Fact] = frozenset()
     present: frozenset[str] = frozenset()
     """Addresses of all endpoints there are, serving or not: connections to one that leaves this set are reset."""
-    serving: frozenset[str] = frozenset()
-    """Addresses in the maps of published ports: UDP flows to one that leaves this set are forgotten."""
+    datagrams: frozenset[str] = frozenset()
+    """Addresses in the maps of published UDP ports: flows to one that leaves this set are forgotten."""
 
 
 def link_address(index: int) -> str:
@@ -196,7 +196,7 @@ def desired(snapshot: Snapshot, here: Here, places: Iterable[LocalPlace], ports:
     """Everything that ought to be there. `places` and `ports` are this node's own, whatever the snapshot says."""
     places = tuple(places)
     facts: set[Fact] = set()
-    own = snapshot.peers.get(snapshot.node_id)
+    own = next((p for p in snapshot.peers.values() if p.node_id == snapshot.node_id), None)
     networks = {n.network.id: n.network for n in snapshot.networks.values() if usable(n.network)}
     peers = {p.node_id: p for p in snapshot.peers.values() if p.node_id != snapshot.node_id and p.index > 0 and is_ipv4(p.address)}
     if own is not None and own.index > 0:
@@ -227,7 +227,8 @@ def desired(snapshot: Snapshot, here: Here, places: Iterable[LocalPlace], ports:
             backends.setdefault(endpoint.service_id, []).append(endpoint.address)
     facts |= published_facts(snapshot, backends)
     facts |= local_port_facts(ports)
-    return Wanted(frozenset(facts), frozenset(present), frozenset(a for some in backends.values() for a in some))
+    udp = {s.service_id for s in snapshot.services.values() if any(p.protocol == "udp" for p in s.ports)}
+    return Wanted(frozenset(facts), frozenset(present), frozenset(a for s in udp & backends.keys() for a in backends[s]))
 
 
 def vxlan_name(network: Network) -> str:

@@ -6,7 +6,7 @@ then what nothing uses any more goes. So a backend is out of the maps before its
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 import msgspec
 
@@ -40,9 +40,10 @@ class Change(msgspec.Struct, frozen=True):
         return self == Change()
 
 
-def diff(applied: Wanted, wanted: Wanted, table: str, *, leftovers: Iterable[str] | None = None) -> Change:
+def diff(applied: Wanted, wanted: Wanted, table: str, *, leftovers: Iterable[str] | None = None, dead: Set[str] = frozenset()) -> Change:
     """`leftovers`: the nft sets were not written by us in this life: empty them and fill them anew, in the same transaction; these chains
-    of ports are there. (`applied` then holds no nft facts.)"""
+    of ports are there. (`applied` then holds no nft facts.) `dead`: addresses declared dead before; those that are present again are
+    revived."""
     added = wanted.facts - applied.facts
     removed = applied.facts - wanted.facts
     lost = {f.link for f in removed if isinstance(f, Vxlan)}
@@ -59,10 +60,10 @@ def diff(applied: Wanted, wanted: Wanted, table: str, *, leftovers: Iterable[str
     return Change(
         replace=tuple(sorted(replace, key=_sort)),
         add=tuple(kernel),
-        router=script(ROUTER, table, added, removed, leftovers, applied.present - wanted.present, wanted.present - applied.present),
+        router=script(ROUTER, table, added, removed, leftovers, applied.present - wanted.present, dead & wanted.present),
         host=script(HOST, table, added, removed, leftovers),
         remove=tuple(gone),
-        forget=tuple(sorted(applied.serving - wanted.serving)),
+        forget=tuple(sorted(applied.datagrams - wanted.datagrams)),
     )
 
 

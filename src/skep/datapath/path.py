@@ -68,6 +68,8 @@ class KernelDatapath:
         self._thread: ThreadPoolExecutor | None = None
         self._snapshot: Snapshot | None = None
         self._applied = Wanted()
+        self._dead: set[str] = set()
+        """Addresses we have declared dead since the last comparison; the kernel may have let them go since."""
         self._trusted = False
         self._compared_at = 0
         self._next_port = HOST_PORTS.start
@@ -152,7 +154,7 @@ class KernelDatapath:
             self._compared_at = now
         else:
             self._change(self._wanted(snapshot))
-        own = snapshot.peers.get(snapshot.node_id)
+        own = next((p for p in snapshot.peers.values() if p.node_id == snapshot.node_id), None)
         if own is not None and own.index > KEPT and self._snapshot is None:
             log.warning(
                 "this node's index is %d: clients that come in here show this node's link address to tasks elsewhere, not their own",
@@ -169,16 +171,17 @@ class KernelDatapath:
             log.warning("the router had lost its way: mending %s", ", ".join(map(str, [*change.replace, *change.add, *change.remove][:5])))
         self._trusted = False
         self._kernel.apply(change)
-        self._applied, self._trusted = wanted, True
+        self._applied, self._trusted, self._dead = wanted, True, set(found.present - wanted.present)
 
     def _change(self, wanted: Wanted) -> None:
-        change = diff(self._applied, wanted, self._router.table)
-        if change.empty:
-            self._applied = wanted
-            return
-        trusted, self._trusted = self._trusted, False
-        self._kernel.apply(change)
-        self._applied, self._trusted = wanted, trusted
+        change = diff(self._applied, wanted, self._router.table, dead=self._dead)
+        if not change.empty:
+            trusted, self._trusted = self._trusted, False
+            self._kernel.apply(change)
+            self._trusted = trusted
+        self._dead = self._dead | self._applied.present - wanted.present
+        self._dead -= wanted.present
+        self._applied = wanted
 
     def _regroup(self) -> None:
         """Keep in the records which group each place is in: a restart must not take a container off its network."""
@@ -209,8 +212,12 @@ class KernelDatapath:
             # the links were made in their groups
             done = {f for f in facts if isinstance(f, Group)}
             old = self._applied
-            self._applied = Wanted(old.facts | done, old.present, old.serving)
-            self._change(Wanted(old.facts | facts, old.present | {p.address for p in record.places}, old.serving))
+            self._applied = Wanted(old.facts | done, old.present, old.datagrams)
+            try:
+                self._change(Wanted(old.facts | facts, old.present | {p.address for p in record.places}, old.datagrams))
+            except BaseException:
+                self._sandboxes.remove(sandbox_id)
+                raise
         return Sandbox(id=sandbox_id, path=str(path))
 
     def _detach(self, sandbox_id: str) -> None:
@@ -218,16 +225,12 @@ class KernelDatapath:
         record = self._sandboxes.remove(sandbox_id)
         if record is None:
             return
-        links = set()
-        for place in record.places:
-            links.add(place.link)
-            self._kernel.forget_link(place.link)
-        # the routes went with the links
         old = self._applied
-        facts = frozenset(f for f in old.facts if getattr(f, "link", "") not in links)
-        self._applied = Wanted(facts, old.present, old.serving)
-        known = {e.address for e in self._snapshot.endpoints.values()} if self._snapshot else set()
-        self._change(Wanted(facts, old.present - ({p.address for p in record.places} - known), old.serving))
+        # who still talks to it is told so by the next snapshot; its own kernel has closed its connections already
+        gone = {f for p in record.places for f in place_facts(p, p.group)}
+        self._change(Wanted(old.facts - gone, old.present, old.datagrams))
+        for place in record.places:
+            self._kernel.forget_link(place.link)
 
     # -- ports published on this node
 
@@ -270,7 +273,7 @@ class KernelDatapath:
             self._change(self._wanted(self._snapshot))
             return
         old = self._applied
-        self._change(Wanted(old.facts - before | local_port_facts(self._ports()), old.present, old.serving))
+        self._change(Wanted(old.facts - before | local_port_facts(self._ports()), old.present, old.datagrams))
 
     def _ingress_ports(self) -> set[tuple[str, int]]:
         if self._snapshot is None:

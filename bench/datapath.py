@@ -1,0 +1,160 @@
+"""What one change of the network costs a node, with 1,000 endpoints there. Root; in namespaces of its own; leaves nothing.
+
+    .venv/bin/python bench/datapath.py [ENDPOINTS]
+
+Columns: wall and CPU milliseconds of one call, the median of several. Beside ours: the same thousand routes by `ip -batch`, and one nft
+update by the nft program, which is what a data path without the libraries would do.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from skep.datapath import netlink, netns, nft
+from skep.datapath.base import Place, Snapshot
+from skep.datapath.desired import Here, desired
+from skep.datapath.path import KernelDatapath
+from skep.model.assignment import EndpointItem, NetworkItem, PeerItem, ServiceItem
+from skep.model.network import Network
+from skep.model.spec import IPAMConfig, NetworkSpec, PortConfig
+
+NODES, PER_SERVICE = 20, 10
+
+
+class Clock:
+    def now(self) -> int:
+        return time.time_ns()
+
+    async def sleep(self, ns: int) -> None:
+        raise NotImplementedError
+
+
+def timed(call: Callable[[], object]) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return (time.perf_counter() - wall) * 1e3, (time.process_time() - cpu) * 1e3
+
+
+def report(what: str, calls: list[tuple[float, float]]) -> None:
+    wall, cpu = (statistics.median(c[i] for c in calls) for i in (0, 1))
+    print(f"{what:<62} {wall:9.2f} {cpu:9.2f}")
+
+
+def world(count: int) -> Snapshot:
+    network = Network(
+        id="ingress",
+        spec=NetworkSpec(name="ingress", ingress=True),
+        ipam=(IPAMConfig(subnet="10.0.0.0/16", gateway="10.0.0.1"),),
+        vni=4096,
+    )
+    peers = [PeerItem(node_id=f"n{i}", index=i, address=f"192.168.9.{i}") for i in range(1, NODES + 1)]
+    endpoints = [
+        EndpointItem(
+            task_id=f"t{i}",
+            service_id=f"s{i // PER_SERVICE}",
+            network_id="ingress",
+            node_id=f"n{2 + i % (NODES - 1)}",
+            address=f"10.0.{1 + i // 250}.{i % 250 + 2}",
+        )
+        for i in range(count)
+    ]
+    services = [
+        ServiceItem(
+            service_id=f"s{i}",
+            name=f"s{i}",
+            ports=(PortConfig(protocol="tcp", target_port=80, published_port=20000 + i, publish_mode="ingress"),),
+        )
+        for i in range(-(-count // PER_SERVICE))
+    ]
+    return Snapshot(
+        node_id="n1",
+        networks={f"network/{network.id}": NetworkItem(network=network)},
+        peers={p.node_id: p for p in peers},
+        endpoints={e.key: e for e in endpoints},
+        services={s.key: s for s in services},
+    )
+
+
+def changed(snapshot: Snapshot, i: int, **fields: object) -> Snapshot:
+    keys = list(snapshot.endpoints)
+    key = keys[i % len(keys)]
+    one = msgspec.structs.replace(snapshot.endpoints[key], **fields)
+    return msgspec.structs.replace(snapshot, endpoints={**snapshot.endpoints, key: one})
+
+
+def bench(count: int, folder: Path) -> None:
+    with netlink.Socket() as net:
+        net.send([netlink.set_link(1, "lo", up=True), netlink.address(1, "192.168.9.1", 32)])
+    path = KernelDatapath("bench", folder / "run", "192.168.9.1", clock=Clock())
+    snapshot = world(count)
+    print(f"{count} endpoints of {count // PER_SERVICE} services on {NODES} nodes{'':<27} wall ms    CPU ms")
+    report("start up", [timed(path._start_up)])
+    report("the first snapshot: everything", [timed(lambda: path._apply(snapshot))])
+    report("nothing changed", [timed(lambda: path._apply(snapshot)) for _ in range(20)])
+    off = [changed(snapshot, i, serving=False) for i in range(0, 100, 10)]
+    both = [timed(lambda s=s: path._apply(s)) for o in off for s in (o, snapshot)]
+    report("one endpoint leaves the maps", both[::2])
+    report("one endpoint comes back", both[1::2])
+    moved = [changed(snapshot, i, node_id=f"n{2 + i % 7}") for i in range(10)]
+    report("one endpoint moves to another node", [timed(lambda s=s: path._apply(s)) for s in moved])
+    report("  of these: the decision (desired)", [timed(lambda: desired(snapshot, Here(address="192.168.9.1"), (), ())) for _ in range(10)])
+    report("compare with the kernel, mend nothing", [timed(lambda: compare(path, snapshot)) for _ in range(5)])
+    places = [(f"c{i}", (Place(network_id="ingress", address=f"10.0.200.{i + 2}/16", gateway="10.0.0.1"),)) for i in range(100)]
+    report("a sandbox made and wired (of 100)", [timed(lambda n=n, p=p: path._attach(n, p, None)) for n, p in places])
+    report("a sandbox removed", [timed(lambda n=n: path._detach(n)) for n, _ in places])
+    others(path, snapshot)
+    report("destroy", [timed(path._destroy)])
+
+
+def compare(path: KernelDatapath, snapshot: Snapshot) -> None:
+    path._trusted = False
+    path._apply(snapshot)
+
+
+def others(path: KernelDatapath, snapshot: Snapshot) -> None:
+    router = path._router
+    lines = [f"route replace {e.address}/32 via 169.254.0.2 dev vx4096 onlink" for e in snapshot.endpoints.values()]
+    command = ["ip", "-batch", "-"]
+
+    def run(command: list[str], text: str) -> None:
+        with netns.entered(router.fd):
+            subprocess.run(command, input=text, text=True, check=True, capture_output=True)
+
+    report("for comparison: the routes by `ip -batch` (wall only)", [timed(lambda: run(command, "\n".join(lines)))])
+    text = f"flush chain ip {router.table} p_tcp_20000\n" + "\n".join(
+        f"add rule ip {router.table} p_tcp_20000 meta l4proto tcp dnat to 10.0.1.{i}:80" for i in range(2, 3)
+    )
+    program = nft.rules(router.fd, library=False)
+    report("for comparison: one update by the nft program (wall only)", [timed(lambda: program.run(text + "\n")) for _ in range(5)])
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    folder = Path(tempfile.mkdtemp(prefix="skbench"))
+    pin = folder / "ns"
+    netns.make(pin)
+
+    def inside() -> None:
+        with netns.entered(netns.opened(pin)):
+            bench(count, folder)
+
+    try:
+        thread = threading.Thread(target=inside)
+        thread.start()
+        thread.join()
+    finally:
+        netns.remove(pin)
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+if __name__ == "__main__":
+    main()

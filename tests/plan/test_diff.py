@@ -1,0 +1,216 @@
+"""Changes played on a model of the kernel: what is wanted is what is there, whatever was there before, and every step is one it accepts."""
+
+from __future__ import annotations
+
+import re
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_desired import HERE, INGRESS, OVERLAY, endpoint, peer, place, snap, web
+
+from skep.datapath.base import Snapshot
+from skep.datapath.desired import (
+    HOST,
+    MAIN,
+    ROUTER,
+    Address,
+    Chain,
+    Element,
+    Fact,
+    Forwarding,
+    Group,
+    LocalPort,
+    Neighbour,
+    Route,
+    Rule,
+    Vxlan,
+    Wanted,
+    desired,
+)
+from skep.datapath.diff import FIXED_CHAINS, SETS, Change, diff, key
+from skep.model.spec import PortConfig
+
+T = "skep_t"
+
+
+class Model:
+    """Accepts what a kernel accepts, in the order given, and refuses the rest by an assertion."""
+
+    def __init__(self, links: set[str]) -> None:
+        self.links = {"lo", *links}
+        self.facts: dict[tuple[object, ...], Fact] = {}
+        self.sets: dict[str, dict[str, dict[str, str]]] = {w: {n: {} for n in names} for w, names in SETS.items()}
+        self.sets[ROUTER]["dead"] = {}
+        self.chains: dict[str, dict[str, list[str]]] = {ROUTER: {"ports": []}, HOST: {}}
+
+    def play(self, change: Change) -> None:
+        for v in change.replace:
+            self._drop_link(v.link)
+        for fact in change.add:
+            if isinstance(fact, Vxlan):
+                assert fact.link not in self.links
+                self.links.add(fact.link)
+            elif not isinstance(fact, Rule):
+                assert fact.link in self.links, f"{fact} before its link"
+            if not isinstance(fact, Group):
+                self.facts[key(fact)] = fact
+        self._nft(ROUTER, change.router)
+        self._nft(HOST, change.host)
+        for fact in change.remove:
+            if isinstance(fact, Vxlan):
+                self._drop_link(fact.link)
+            else:
+                assert self.facts.pop(key(fact)) == fact
+
+    def _drop_link(self, link: str) -> None:
+        self.links.remove(link)
+        self.facts = {k: f for k, f in self.facts.items() if getattr(f, "link", "") != link}
+
+    def _nft(self, where: str, script: str) -> None:
+        sets, chains = self.sets[where], self.chains[where]
+        for line in script.splitlines():
+            words = line.split(maxsplit=5)
+            assert words[2:4] == ["ip", T], line
+            verb, name = " ".join(words[:2]), words[4]
+            rest = words[5] if len(words) > 5 else ""
+            if verb in ("flush map", "flush set"):
+                assert (verb == "flush map") == ((where, name) in {(ROUTER, n) for n in ("ways", "pub", "hostpub")})
+                sets[name].clear()
+            elif verb == "add chain":
+                chains.setdefault(name, [])
+            elif verb == "flush chain":
+                chains[name].clear()
+            elif verb == "delete chain":
+                assert name not in FIXED_CHAINS and not chains.pop(name)
+                used = [e for s in sets.values() for e in s.values() if e == f"goto {name}"]
+                assert not used, f"{name} is still in use"
+            elif verb == "add rule":
+                chains[name].append(rest)
+            else:
+                for item in re.sub(r'[{}"]', "", rest).split(","):
+                    k, _, value = (p.strip() for p in item.partition(" : "))
+                    if verb == "add element":
+                        assert name == "dead" or k not in sets[name], f"{k} is there"
+                        assert not value.startswith("goto") or value[5:] in chains, f"{value}: no such chain"
+                        sets[name][k] = value
+                    else:
+                        assert verb == "delete element"
+                        del sets[name][k]
+
+    def state(self) -> set[Fact]:
+        out = set(self.facts.values())
+        for where, sets in self.sets.items():
+            out |= {Element(where, n, k, v) for n, s in sets.items() if n != "dead" for k, v in s.items()}
+            out |= {Chain(where, n, tuple(b)) for n, b in self.chains[where].items() if b}
+        return out
+
+
+def kernel_facts(wanted: Wanted) -> set[Fact]:
+    return {f for f in wanted.facts if not isinstance(f, Group)}
+
+
+ADDRESSES = [f"10.0.{n}.{i}" for n in (0, 1) for i in range(2, 7)]
+PORTS = [PortConfig(protocol=k, target_port=t, published_port=p) for k in ("tcp", "udp") for t, p in ((80, 8080), (81, 8081), (82, 8080))]
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[Snapshot, tuple[str, ...], tuple[LocalPort, ...]]:
+    import msgspec
+
+    chosen = draw(st.lists(st.sampled_from(ADDRESSES), unique=True))
+    endpoints = tuple(
+        endpoint(
+            draw(st.sampled_from(["n1", "n2", "n3"])),
+            a,
+            service=draw(st.sampled_from(["web", "other"])),
+            network="ingress" if a.startswith("10.0.0.") else "net1",
+            serving=draw(st.booleans()),
+        )
+        for a in chosen
+    )
+    ports = draw(st.lists(st.sampled_from(PORTS), unique_by=lambda p: (p.protocol, p.published_port)))
+    networks = draw(st.sampled_from([(INGRESS,), (INGRESS, OVERLAY), (OVERLAY,), ()]))
+    peers = draw(st.sampled_from([(), (peer(1),), (peer(1), peer(2)), (peer(1), peer(2), peer(3)), (peer(2),)]))
+    snapshot = snap(networks, peers, endpoints, (web(*ports),))
+    snapshot = msgspec.structs.replace(snapshot, data_path_port=draw(st.sampled_from([4789, 7789])))
+    local = tuple(e.address for e in endpoints if e.node_id == "n1" and draw(st.booleans()))
+    mine = draw(st.sampled_from([(), (LocalPort(sandbox_id="s", protocol="tcp", port=9000, address="10.0.0.2", target=80),)]))
+    return snapshot, local, mine
+
+
+def wanted_of(world: tuple[Snapshot, tuple[str, ...], tuple[LocalPort, ...]]) -> Wanted:
+    snapshot, local, ports = world
+    places = [place(a, "ingress" if a.startswith("10.0.0.") else "net1") for a in local]
+    return desired(snapshot, HERE, places, ports)
+
+
+@settings(max_examples=300)
+@given(st.lists(worlds(), min_size=1, max_size=6))
+def test_whatever_comes_after_whatever_the_kernel_ends_with_what_is_wanted(
+    several: list[tuple[Snapshot, tuple[str, ...], tuple[LocalPort, ...]]],
+) -> None:
+    model = Model({f"v-{a[-3:]}" for a in ADDRESSES})
+    applied = Wanted()
+    dead: set[str] = set()
+    for world in several:
+        wanted = wanted_of(world)
+        model.play(diff(applied, wanted, T, dead=dead))
+        assert model.state() == kernel_facts(wanted)
+        dead = (dead | applied.present) - wanted.present
+        assert set(model.sets[ROUTER]["dead"]) == dead
+        assert diff(wanted, wanted, T).empty
+        applied = wanted
+
+
+@settings(max_examples=300)
+@given(worlds(), worlds())
+def test_a_restart_needs_only_what_can_be_read_back(
+    before: tuple[Snapshot, tuple[str, ...], tuple[LocalPort, ...]], after: tuple[Snapshot, tuple[str, ...], tuple[LocalPort, ...]]
+) -> None:
+    """Links and routes are read back; nft's sets are not: they are emptied and filled in one transaction."""
+    model = Model({f"v-{a[-3:]}" for a in ADDRESSES})
+    old, new = wanted_of(before), wanted_of(after)
+    model.play(diff(Wanted(), old, T))
+    found = Wanted(frozenset(f for f in old.facts if not isinstance(f, Chain | Element)), old.present)
+    chains = [n for n in model.chains[ROUTER] if n not in FIXED_CHAINS]
+    change = diff(found, new, T, leftovers=chains)
+    model.play(change)
+    assert model.state() == kernel_facts(new)
+    if before == after:
+        assert not change.add and not change.remove and not change.replace
+
+
+def test_a_backend_is_out_of_the_map_before_its_route_goes() -> None:
+    def state(*endpoints: object) -> Wanted:
+        return desired(snap(endpoints=endpoints, services=(web(),)), HERE, (), ())  # type: ignore[arg-type]
+
+    change = diff(state(endpoint("n2", "10.0.0.5"), endpoint("n2", "10.0.0.6")), state(endpoint("n2", "10.0.0.5")), T)
+    assert change.add == () and change.host == ""
+    assert change.router.splitlines() == [
+        "add chain ip skep_t p_tcp_8080",
+        "flush chain ip skep_t p_tcp_8080",
+        "add rule ip skep_t p_tcp_8080 meta l4proto tcp dnat to 10.0.0.5:80",
+        "add element ip skep_t dead { 10.0.0.6 }",
+    ]
+    assert change.remove == (Route(MAIN, "10.0.0.6", "169.254.0.2", "vx4096"),)
+
+
+def test_a_route_that_moves_is_replaced_not_removed() -> None:
+    def state(node: str) -> Wanted:
+        return desired(snap(peers=(peer(1), peer(2), peer(3)), endpoints=(endpoint(node, "10.0.0.6"),)), HERE, (), ())
+
+    change = diff(state("n2"), state("n3"), T)
+    assert change == Change(add=(Route(MAIN, "10.0.0.6", "169.254.0.3", "vx4096"),))
+
+
+def test_a_device_with_other_settings_is_made_anew_with_all_that_hung_on_it() -> None:
+    def state(port: int) -> Wanted:
+        import msgspec
+
+        return desired(msgspec.structs.replace(snap(endpoints=(endpoint("n2", "10.0.0.6"),)), data_path_port=port), HERE, (), ())
+
+    change = diff(state(4789), state(7789), T)
+    assert [v.port for v in change.replace] == [4789]
+    kinds = [type(f) for f in change.add]
+    assert kinds[0] is Vxlan and {Address, Neighbour, Forwarding, Route} <= set(kinds)
+    assert change.remove == () and change.router == "" and change.host == ""
