@@ -91,11 +91,11 @@ class Loop:
 class Node:
     """A namespace on the wire with a data path of its own."""
 
-    def __init__(self, lab: Lab, number: int) -> None:
+    def __init__(self, lab: Lab, number: int, *, path: Path | None = None, address: str = "") -> None:
         self.id = f"node{number}"
         self.index = number
-        self.address = f"192.168.77.{number}"
-        self.path = lab.namespace(f"n{number}", self.address)
+        self.address = address or f"192.168.77.{number}"
+        self.path = path or lab.namespace(f"n{number}", self.address)
         self.run_root = lab.folder / self.id
         self.loop = Loop(self.path)
         self.datapath = self.new_datapath()

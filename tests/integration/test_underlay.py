@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from netlab import Lab, ask, ask_udp, lab, ping, within
+from netlab import Lab, Node, apply_all, ask, ask_udp, attach, endpoint, lab, ping, service, within
 
 from skep.datapath import netlink, netns
 from skep.errors import Invalid
@@ -191,6 +191,39 @@ def test_a_subnet_in_use_is_refused(world: World) -> None:
             world.on_host(lambda subnet=subnet: other.create(subnet))
     with pytest.raises(Invalid, match="must be between"):
         node(world, "n", "10.231.7.254")
+
+
+def test_from_outside_to_a_container_on_another_node_with_the_client_s_address(world: World) -> None:
+    """The whole way of `skep cluster up --publish 8000:8080`: host, wire, ingress node, overlay, container; and what a container asks of
+    the world."""
+    it = world.lab
+    for number, name in ((1, "manager"), (2, "worker01")):
+        path = node(world, name, f"10.231.7.1{number}")
+        it.nodes.append(Node(it, number, path=path, address=f"10.231.7.1{number}"))
+    try:
+        manager, worker = it.nodes
+        for n in it.nodes:
+            n.run(n.datapath.start_up())
+        apply_all(it)
+        sandbox = worker.sandbox(attach(worker, "10.0.0.5"))
+        it.serve(sandbox, 80, "web")
+        it.serve(sandbox, 53, "web", "udp")
+        web = service("web", (8080, 80, "tcp"), (8053, 53, "udp"))
+        apply_all(it, services=[web], endpoints=[endpoint("web", worker.id, "10.0.0.5")])
+        world.on_host(lambda: world.underlay.publish(8000, manager.address, 8080))
+        world.on_host(lambda: world.underlay.publish(8053, manager.address, 8053, "udp"))
+        for _ in range(4):
+            assert ask(world.outside, HOST, 8000) == ("web", OUTSIDE)
+            assert ask_udp(world.outside, HOST, 8053) == ("web", OUTSIDE)
+        assert ask(world.host, HOST, 8000) == ("web", HOST)
+        assert ask(world.host, "127.0.0.1", 8000) == ("web", "10.231.7.254")
+        it.serve(world.world, 80, "world")
+        assert ask(sandbox, "203.0.113.1", 80) == ("world", HOST)
+    finally:
+        for n in it.nodes:
+            n.run(n.datapath.destroy())
+            n.loop.close()
+        it.nodes.clear()
 
 
 def test_forwarding_alone_would_not_do() -> None:
