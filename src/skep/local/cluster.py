@@ -151,8 +151,8 @@ def start_node(at: Layout, node: str) -> None:
     if at.registry and os.environ.get("SKEP_LOG_LEVEL"):
         arguments += ["--log-level", os.environ["SKEP_LOG_LEVEL"]]
     with at.log(node).open("ab") as log:
-        line = command(at, node, arguments, part="daemon", cwd="/", env=node_environment())
-        subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        line = command(at, node, arguments, part="daemon", cwd="/", env=node_environment(), detach=True)
+        subprocess.run(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)
 
 
 def wait_for_socket(at: Layout, node: str) -> None:
@@ -213,10 +213,10 @@ def push_images(at: Layout, say: Say) -> None:
 def start_host(at: Layout) -> None:
     """Start what serves the host socket, and wait for it."""
     with (Path(at.root) / "host.log").open("ab") as log:
-        job = json.dumps({"cgroups": [str(p) for p in at.cgroups("host")], "argv": [sys.executable, "-m", "skep.local.hostd", at.name]})
-        subprocess.Popen(
-            [sys.executable, "-I", "-S", NODEINIT, job], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        job = json.dumps(
+            {"cgroups": [str(p) for p in at.cgroups("host")], "argv": [sys.executable, "-m", "skep.local.hostd", at.name], "detach": True}
         )
+        subprocess.run([sys.executable, "-I", "-S", NODEINIT, job], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)
     calls.wait_for(at.host_socket, seconds=30)
 
 

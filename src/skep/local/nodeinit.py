@@ -7,6 +7,7 @@ some 20 ms. It is what `nsenter`, `setsid` and a shell would be together, withou
     ns        files of namespaces to enter, in order
     mounts    [source, target, type, flags, data] to mount, in order (when a node's mount namespace is made)
     hostname  name to set in the (new) UTS namespace
+    detach    leave the caller: go on as a child of the host's first process, in a session of its own
     ctty      make standard input the controlling terminal of a new session
     cwd, env, argv    what to become; no argv: exit after the mounts
 """
@@ -38,6 +39,10 @@ def main(argument: str) -> None:
         raw = name.encode()
         if libc.sethostname(raw, len(raw)):
             raise OSError(ctypes.get_errno(), "sethostname")
+    if job.get("detach"):
+        if os.fork():
+            os._exit(0)
+        os.setsid()
     if job.get("ctty"):
         os.setsid()
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -20,7 +20,15 @@ NODEINIT = str(Path(__file__).with_name("nodeinit.py"))
 
 
 def command(
-    layout: Layout, node: str, argv: Sequence[str], *, part: str, cwd: str = "/", env: Mapping[str, str] | None = None, ctty: bool = False
+    layout: Layout,
+    node: str,
+    argv: Sequence[str],
+    *,
+    part: str,
+    cwd: str = "/",
+    env: Mapping[str, str] | None = None,
+    ctty: bool = False,
+    detach: bool = False,
 ) -> list[str]:
     """The command line that becomes `argv` inside a node, in the cgroup `<node>/<part>`."""
     job = {
@@ -30,6 +38,7 @@ def command(
         "env": dict(env) if env is not None else None,
         "argv": list(argv),
         "ctty": ctty,
+        "detach": detach,
     }
     return [sys.executable, "-I", "-S", NODEINIT, json.dumps(job)]
 

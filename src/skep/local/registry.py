@@ -158,18 +158,15 @@ def start_registry(at: Layout) -> None:
         "cgroups": [str(folder) for folder in at.cgroups("registry")],
         "ns": [str(at.namespace("registry", "net"))],
         "argv": [str(find_tool("docker-registry")), "serve", str(config)],
+        "detach": True,
     }
     log_file = data / "registry.log"
     with log_file.open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", NODEINIT, json.dumps(job)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
+        subprocess.run(
+            [sys.executable, "-I", "-S", NODEINIT, json.dumps(job)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True
         )
     try:
-        wait_until_ready(at.registry_address, PORT, alive=lambda: process.poll() is None)
+        wait_until_ready(at.registry_address, PORT)
     except Unavailable:
         raise Unavailable(f"the registry did not start: {last_lines(log_file)}") from None
 
