@@ -219,6 +219,10 @@ class Exec(Protocol):
 
     async def resize(self, rows: int, columns: int) -> None: ...
 
+    def kill(self) -> None:
+        """SIGKILL. Fine if it has ended."""
+        ...
+
 
 class Images(Protocol):
     async def pull(
@@ -226,7 +230,8 @@ class Images(Protocol):
     ) -> Image:
         """Fetch and unpack; two pulls of one layer are one. `auth`: X-Registry-Auth as it came.
 
-        Raises NotFound (`manifest for X not found: manifest unknown: manifest unknown`), Unauthorized, or SkepError with the registry's reason.
+        Raises NotFound (`manifest for X not found: manifest unknown: manifest unknown`), Unauthorized, or SkepError with the
+        registry's reason.
         """
         ...
 

@@ -58,14 +58,21 @@ class ScriptedExec:
     async def run(self) -> None:
         assert isinstance(self.streams, ScriptedStreams)
         code = await self._script(self.streams)
-        self.streams.end()
-        self._code.set_result(code)
+        if not self._code.done():
+            self.streams.end()
+            self._code.set_result(code)
 
     async def wait(self) -> int:
         return await asyncio.shield(self._code)
 
     async def resize(self, rows: int, columns: int) -> None:
         self.sizes.append((rows, columns))
+
+    def kill(self) -> None:
+        assert isinstance(self.streams, ScriptedStreams)
+        if not self._code.done():
+            self.streams.end()
+            self._code.set_result(137)
 
 
 class MemoryImages:

@@ -1,0 +1,307 @@
+"""A task as a container: its spec over its image's, templates expanded, nothing left to decide. No I/O.
+
+What this version cannot do is refused here with one sentence, before anything is made: a task never runs without a part of its spec.
+"""
+
+from __future__ import annotations
+
+import base64
+import posixpath
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from skep.engine.base import ContainerConfig, Image, Limits, Mount, Ulimit
+from skep.errors import Invalid, SkepError
+from skep.model import defaults
+from skep.model.assignment import TaskItem
+from skep.model.spec import ContainerSpec, DNSConfig, Driver, Healthcheck, PortConfig, TmpfsOptions
+from skep.model.spec import Mount as MountSpec
+from skep.plan.template import context_of, expand_spec
+
+TASK_ID = "com.docker.swarm.task.id"
+SANDBOX_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
+"""Docker's: a container's user may bind port 80 and ping."""
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.ASCII | re.IGNORECASE)
+_DETAILS = frozenset({"labels", "labels-regex", "env", "env-regex", "tag"})
+LOCAL_MAX_SIZE = 20 << 20
+LOCAL_MAX_FILES = 5
+
+
+class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What tasks are told of this node. The node's id comes with the task."""
+
+    hostname: str
+    architecture: str = "x86_64"
+    os: str = "linux"
+    resolv_conf: str = ""
+    """Content of the host's file."""
+    log_driver: Driver = Driver(name="json-file")
+    """Where neither task nor cluster names one."""
+
+
+def expanded(item: TaskItem, facts: NodeFacts) -> ContainerSpec:
+    """The task's container spec with its templates expanded. Raises Invalid."""
+    spec = item.task.spec.container_spec
+    if spec is None:
+        kind = "plugin" if item.task.spec.plugin_spec is not None else "network attachment"
+        raise SkepError(f"task is a {kind}: this version runs containers only")
+    return expand_spec(spec, context_of(item.task, item.service_labels, facts.hostname, facts.os, facts.architecture))
+
+
+def refuse_unsupported(item: TaskItem, spec: ContainerSpec) -> None:
+    """Raises SkepError naming the first thing this version cannot do."""
+    if spec.secrets:
+        raise _not_yet(f"secret {spec.secrets[0].secret_name or spec.secrets[0].secret_id}: secrets are")
+    if spec.configs:
+        raise _not_yet(f"config {spec.configs[0].config_name or spec.configs[0].config_id}: configs are")
+    for mount in spec.mounts or ():
+        if mount.type not in ("bind", "tmpfs"):
+            raise _not_yet(f"mount {mount.target}: mounts of type {mount.type or 'volume'} are")
+    if spec.isolation not in ("", "default"):
+        raise SkepError(f"isolation {spec.isolation} is for Windows containers")
+    rights = spec.privileges
+    if rights is not None:
+        if rights.credential_spec is not None and msgspec.to_builtins(rights.credential_spec) != {"Config": "", "File": "", "Registry": ""}:
+            raise SkepError("a credential spec is for Windows containers")
+        selinux = rights.selinux_context
+        if selinux is not None and (selinux.user or selinux.role or selinux.type or selinux.level):
+            raise _not_yet("SELinux labels are")
+        if rights.app_armor is not None and rights.app_armor.mode not in ("", "default", "disabled"):
+            raise _not_yet(f"AppArmor mode {rights.app_armor.mode} is")
+    for attachment in item.task.attachments:
+        if not attachment.addresses and attachment.network_id != "host":
+            raise _not_yet(f"network {attachment.network_id}: networks of one node are")
+
+
+def _not_yet(what: str) -> SkepError:
+    return SkepError(f"{what} not available in this version of skep")
+
+
+def build(
+    item: TaskItem, spec: ContainerSpec, image: Image, facts: NodeFacts, id: str, netns: str, ports: tuple[PortConfig, ...]
+) -> ContainerConfig:
+    """`spec`: expanded. `ports`: host-mode ports as published."""
+    task = item.task
+    driver = task.log_driver or task.spec.log_driver or facts.log_driver
+    log_driver, max_size, max_files = log_options(driver)
+    asked = task.spec.resources.limits if task.spec.resources is not None else None
+    hostname = spec.hostname or id[:12]
+    rights = spec.privileges
+    return ContainerConfig(
+        id=id,
+        name=task.name,
+        image=image.id,
+        args=arguments(spec, image),
+        env=environment(image.config.env, (*resource_variables(item), *(spec.env or ()))),
+        cwd=working_dir(spec.dir or image.config.working_dir or "/"),
+        user=spec.user or image.config.user,
+        groups=spec.groups or (),
+        hostname=hostname,
+        labels=labels(item, spec, image),
+        mounts=tuple(mount_of(mount) for mount in spec.mounts or ()),
+        capabilities_add=spec.capability_add or (),
+        capabilities_drop=spec.capability_drop or (),
+        no_new_privileges=rights is not None and rights.no_new_privileges,
+        seccomp=seccomp_of(spec),
+        read_only=spec.read_only,
+        tty=spec.tty,
+        stdin=spec.open_stdin,
+        init=bool(spec.init),
+        sysctls={key: value for key, value in (spec.sysctls or {}).items() if not key.startswith("net.")},
+        ulimits=tuple(Ulimit(name=ulimit.name, soft=ulimit.soft, hard=ulimit.hard) for ulimit in spec.ulimits or ()),
+        limits=Limits() if asked is None else Limits(nano_cpus=asked.nano_cpus, memory=asked.memory_bytes, pids=asked.pids),
+        oom_score_adj=spec.oom_score_adj,
+        netns=netns,
+        host_network=any(attachment.network_id == "host" for attachment in task.attachments),
+        hosts=hosts(spec, hostname, (attachment.addresses for attachment in task.attachments)),
+        resolv_conf=resolv_conf(spec.dns_config, facts.resolv_conf),
+        stop_signal=spec.stop_signal or image.config.stop_signal or "SIGTERM",
+        log_max_size=max_size,
+        log_max_files=max_files,
+        log_driver=log_driver,
+        extra={
+            "task": task.id,
+            "image": spec.image,
+            "ports": msgspec.to_builtins(ports),
+            "healthcheck": msgspec.to_builtins(spec.healthcheck) if spec.healthcheck is not None else None,
+            "stop_grace_period": defaults.stop_grace_period(spec),
+            "log_options": dict(driver.options or {}),
+            "networks": [
+                {"id": attachment.network_id, "addresses": list(attachment.addresses), "aliases": list(attachment.aliases)}
+                for attachment in task.attachments
+            ],
+        },
+    )
+
+
+def arguments(spec: ContainerSpec, image: Image) -> tuple[str, ...]:
+    """The service's command replaces the image's entrypoint, and with it the image's command; its args replace the image's command."""
+    if spec.command:
+        args = (*spec.command, *(spec.args or ()))
+    else:
+        args = (*image.config.entrypoint, *(spec.args or image.config.cmd))
+    if not args:
+        raise Invalid("no command specified")
+    return args
+
+
+def environment(image: Iterable[str], own: Iterable[str]) -> tuple[str, ...]:
+    """The image's variables with the task's over them; `NAME` alone takes one away."""
+    merged: dict[str, str] = {}
+    for item in (*image, *own):
+        name, equals, value = item.partition("=")
+        if equals:
+            merged[name] = value
+        else:
+            merged.pop(name, None)
+    return tuple(f"{name}={value}" for name, value in merged.items())
+
+
+def resource_variables(item: TaskItem) -> list[str]:
+    """Generic resources the scheduler gave the task: `DOCKER_RESOURCE_GPU=UUID1,UUID2`."""
+    found: dict[str, list[str]] = {}
+    for resource in item.task.generic_resources:
+        if resource.named_resource_spec is not None:
+            found.setdefault(resource.named_resource_spec.kind, []).append(resource.named_resource_spec.value)
+        if resource.discrete_resource_spec is not None:
+            found.setdefault(resource.discrete_resource_spec.kind, []).append(str(resource.discrete_resource_spec.value))
+    return [f"DOCKER_RESOURCE_{kind.upper().replace('-', '_')}={','.join(values)}" for kind, values in found.items()]
+
+
+def working_dir(path: str) -> str:
+    if not path.startswith("/"):
+        raise Invalid(f"the working directory '{path}' is invalid, it needs to be an absolute path")
+    return posixpath.normpath(path)
+
+
+def labels(item: TaskItem, spec: ContainerSpec, image: Image) -> dict[str, str]:
+    task = item.task
+    return {
+        **image.config.labels,
+        **(spec.labels or {}),
+        "com.docker.swarm.node.id": task.node_id,
+        "com.docker.swarm.service.id": task.service_id,
+        "com.docker.swarm.service.name": task.service_name,
+        "com.docker.swarm.task": "",
+        TASK_ID: task.id,
+        "com.docker.swarm.task.name": task.name,
+    }
+
+
+def mount_of(mount: MountSpec) -> Mount:
+    if not mount.target.startswith("/"):
+        raise Invalid(f"invalid mount config for type \"{mount.type}\": invalid mount path: '{mount.target}' mount path must be absolute")
+    if mount.type == "tmpfs":
+        options = tuple(_tmpfs_options(mount.tmpfs_options or TmpfsOptions()))
+        return Mount(target=mount.target, kind="tmpfs", read_only=mount.read_only, options=options)
+    if not mount.source.startswith("/"):
+        raise Invalid(f"invalid mount config for type \"bind\": invalid mount path: '{mount.source}' mount path must be absolute")
+    bind = mount.bind_options
+    return Mount(
+        target=mount.target,
+        source=mount.source,
+        read_only=mount.read_only,
+        propagation=(bind.propagation if bind is not None else "") or "rprivate",
+        recursive=bind is None or not bind.non_recursive,
+        options=("rro",) if bind is not None and bind.read_only_force_recursive and mount.read_only else (),
+    )
+
+
+def _tmpfs_options(options: TmpfsOptions) -> Iterable[str]:
+    if options.size_bytes:
+        yield f"size={options.size_bytes}"
+    if options.mode:
+        yield f"mode={options.mode:o}"
+    for option in options.options or ():
+        yield "=".join(option)
+
+
+def seccomp_of(spec: ContainerSpec) -> str:
+    asked = spec.privileges.seccomp if spec.privileges is not None else None
+    match asked.mode if asked is not None else "":
+        case "" | "default":
+            return "default"
+        case "unconfined":
+            return "unconfined"
+        case "custom":
+            try:
+                return base64.b64decode(asked.profile if asked is not None else "", validate=True).decode()
+            except ValueError as error:
+                raise Invalid(f"seccomp profile is not base64 of JSON: {error}") from None
+        case mode:
+            raise Invalid(f"unknown seccomp mode {mode}")
+
+
+def hosts(spec: ContainerSpec, hostname: str, addresses: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """Lines of /etc/hosts: those of the spec, one name a line, then the container's own name."""
+    lines = []
+    for entry in spec.hosts or ():
+        address, *names = entry.split()
+        lines += [f"{address}\t{name}" for name in names]
+    lines += [f"{own.partition('/')[0]}\t{hostname}" for group in addresses for own in group]
+    return tuple(lines)
+
+
+def resolv_conf(asked: DNSConfig | None, host: str) -> str:
+    """The host's resolvers but those on its loopback, which a container cannot reach; what the service asks for takes their place."""
+    servers, search, options = [], [], []
+    for line in host.splitlines():
+        word, _, rest = line.partition("#")[0].strip().partition(" ")
+        values = rest.split()
+        if word == "nameserver" and values and not values[0].startswith("127.") and values[0] != "::1":
+            servers.append(values[0])
+        elif word in ("search", "domain") and values:
+            search = values
+        elif word == "options":
+            options += values
+    if asked is not None:
+        servers = list(asked.nameservers or servers)
+        search = [name for name in asked.search if name != "."] if asked.search else search
+        options = list(asked.options or options)
+    lines = [f"nameserver {server}" for server in servers]
+    lines += [f"search {' '.join(search)}"] if search else []
+    lines += [f"options {' '.join(options)}"] if options else []
+    return "".join(f"{line}\n" for line in lines)
+
+
+def log_options(driver: Driver) -> tuple[str, int, int]:
+    """(driver, bytes after which to rotate, files kept). Raises Invalid in Docker's words for what there is not."""
+    name = driver.name or "json-file"
+    if name not in ("json-file", "local", "none"):
+        raise SkepError(f"logging driver {name} is not available: this node keeps logs with json-file, local or none")
+    max_size, max_files = (LOCAL_MAX_SIZE, LOCAL_MAX_FILES) if name == "local" else (0, 1)
+    for key, value in (driver.options or {}).items():
+        if key == "max-size" and name != "none":
+            max_size = parse_size(value)
+        elif key == "max-file" and name != "none":
+            if not value.isdigit() or int(value) < 1:
+                raise Invalid("max-file cannot be less than 1" if value.isdigit() else f'strconv.Atoi: parsing "{value}": invalid syntax')
+            max_files = int(value)
+        elif (key == "mode" and value == "blocking") or (key == "compress" and value == "false") or key in _DETAILS:
+            continue
+        elif key in ("mode", "max-buffer-size", "compress"):
+            raise SkepError(f"log option {key}={value} is not available in this version of skep")
+        else:
+            raise Invalid(f"unknown log opt '{key}' for {name} log driver")
+    if max_files > 1 and not max_size:
+        raise Invalid("max-file requires max-size to be set" if name == "local" else "max-file cannot be used without max-size")
+    return name, max_size, max_files
+
+
+def parse_size(text: str) -> int:
+    """`10m`, `1.5g`, `-1` (no limit) in bytes."""
+    if text == "-1":
+        return 0
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or float(match[1]) == 0:
+        raise Invalid(f"invalid size: '{text}'")
+    return int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " "))
+
+
+def healthcheck_of(extra: Mapping[str, Any]) -> Healthcheck | None:
+    """The spec's health check, as it was stored with the container."""
+    stored = extra.get("healthcheck")
+    return msgspec.convert(stored, Healthcheck) if stored else None

@@ -1,0 +1,80 @@
+"""What is asked of a node's containers as a whole: which belong to tasks, what they were made from, how they fare. Plain data; the API puts
+it in Docker's form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from skep.clock import SECOND
+from skep.engine.base import Container, ContainerConfig, Engine
+from skep.model.spec import Healthcheck, PortConfig
+from skep.node.container import TASK_ID, healthcheck_of
+from skep.node.health import Health
+
+
+class Attached(msgspec.Struct, frozen=True, kw_only=True):
+    """A container's place on a network."""
+
+    network_id: str
+    addresses: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+
+class Described(msgspec.Struct, frozen=True, kw_only=True):
+    """A container with what its task's spec said and the engine need not know."""
+
+    container: Container
+    task_id: str = ""
+    """Empty: a plain container."""
+    image: str = ""
+    """As it was asked for."""
+    ports: tuple[PortConfig, ...] = ()
+    networks: tuple[Attached, ...] = ()
+    healthcheck: Healthcheck | None = None
+    health: Health | None = None
+    stop_timeout: int = 10
+    """Seconds."""
+    log_options: dict[str, str] = {}
+
+
+def task_of(config: ContainerConfig) -> str:
+    """The id of the task a container belongs to; empty for a plain one."""
+    return config.labels.get(TASK_ID, "")
+
+
+class Containers:
+    def __init__(self, engine: Engine, health: Callable[[str], Health | None]) -> None:
+        """`health`: by task id, `TaskRuntime.health`."""
+        self._engine = engine
+        self._health = health
+
+    def describe(self, container: Container) -> Described:
+        config = container.config
+        extra: dict[str, Any] = config.extra
+        task_id = task_of(config)
+        networks = [
+            Attached(network_id=place["id"], addresses=tuple(place["addresses"]), aliases=tuple(place["aliases"]))
+            for place in extra.get("networks") or ()
+        ]
+        return Described(
+            container=container,
+            task_id=task_id,
+            image=str(extra.get("image") or config.image),
+            ports=msgspec.convert(extra.get("ports") or (), tuple[PortConfig, ...]),
+            networks=tuple(networks),
+            healthcheck=healthcheck_of(extra),
+            health=self._health(task_id) if task_id else None,
+            stop_timeout=int(extra.get("stop_grace_period") or 10 * SECOND) // SECOND,
+            log_options=dict(extra.get("log_options") or {}),
+        )
+
+    def all(self) -> list[Described]:
+        """In order of creation."""
+        return [self.describe(container) for container in self._engine.all()]
+
+    def get(self, reference: str) -> Described | None:
+        found = self._engine.get(reference)
+        return self.describe(found) if found is not None else None

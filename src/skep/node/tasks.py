@@ -1,0 +1,288 @@
+"""The one runtime of this node for tasks. Implements `skep.node.base.Tasks` over an engine and a data path.
+
+It keeps nothing that cannot be found again: a task's container carries its id as a label and what else is needed in `extra`; its sandbox
+carries the task's id. So a restart re-adopts by looking. See docs/engine.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+
+import msgspec
+
+from skep.clock import Clock
+from skep.datapath.base import Datapath, Place
+from skep.engine.base import Container, Engine, Exit, Image, LogRecord
+from skep.errors import Conflict, Invalid, NotFound, SkepError
+from skep.ids import Random, new_hex
+from skep.model import defaults
+from skep.model.assignment import TaskItem
+from skep.model.spec import ContainerSpec, PortConfig
+from skep.model.task import ContainerStatus, TaskStatus
+from skep.node.container import SANDBOX_SYSCTLS, TASK_ID, NodeFacts, build, expanded, healthcheck_of, refuse_unsupported
+from skep.node.health import Health, Probe, probe_of, watch
+from skep.node.timing import until_first
+from skep.plan.workload import UNHEALTHY
+
+
+class _Pull:
+    """Tasks that want the same image at the same time share one pull."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.users = 0
+        self.done = 0
+        """How many pulls have ended."""
+        self.image: Image | None = None
+        self.error: SkepError | None = None
+
+
+class TaskRuntime:
+    """`start_up` once after the engine's and the data path's. `facts` may be replaced when the node's change."""
+
+    def __init__(self, engine: Engine, datapath: Datapath, facts: NodeFacts, clock: Clock, rng: Random) -> None:
+        self._engine = engine
+        self._datapath = datapath
+        self.facts = facts
+        self._clock = clock
+        self._rng = rng
+        self._containers: dict[str, str] = {}
+        """Task id -> container id."""
+        self._sandboxes: set[str] = set()
+        self._health: dict[str, Health] = {}
+        self._pulls: dict[tuple[str, str], _Pull] = {}
+
+    async def start_up(self) -> None:
+        """Find the tasks that have a container or a sandbox here."""
+        for container in self._engine.all():
+            task_id = container.config.labels.get(TASK_ID)
+            if task_id:
+                self._containers[task_id] = container.config.id
+        self._sandboxes = set(await self._datapath.sandboxes())
+
+    def known(self) -> list[str]:
+        return sorted({*self._containers, *self._sandboxes})
+
+    def _container(self, task_id: str) -> Container | None:
+        id = self._containers.get(task_id)
+        return self._engine.get(id) if id is not None else None
+
+    def health(self, task_id: str) -> Health | None:
+        """What its health check has found; None: it has none (or none that was run here)."""
+        return self._health.get(task_id)
+
+    # prepare
+
+    async def prepare(self, item: TaskItem) -> None:
+        task = item.task
+        if self._container(task.id) is not None:
+            return
+        spec = expanded(item, self.facts)
+        refuse_unsupported(item, spec)
+        for mount in spec.mounts or ():
+            if mount.type == "bind":
+                create = mount.bind_options is not None and mount.bind_options.create_mountpoint
+                await asyncio.to_thread(_check_source, mount.source, create)
+        image = await self._image(spec.image, item.registry_auth)
+        probe_of(spec.healthcheck, image.config.healthcheck)
+        id = new_hex(self._rng)
+        dry = build(item, spec, image, self.facts, id, "", ())
+        netns = ""
+        ports: tuple[PortConfig, ...] = ()
+        if not dry.host_network:
+            netns, ports = await self._network(item, spec)
+        config = build(item, spec, image, self.facts, id, netns, ports)
+        try:
+            await self._engine.create(config)
+        except Conflict:
+            # a create that was cancelled has gone on to its end: the container of this name is this task's
+            there = self._engine.get(task.name)
+            if there is None or there.config.labels.get(TASK_ID) != task.id:
+                raise
+            id = there.config.id
+        self._containers[task.id] = id
+
+    async def _image(self, reference: str, auth: str) -> Image:
+        """By digest: what is here is what is meant. By tag: what the registry has now, else what is here."""
+        local = self._engine.images.get(reference)
+        if local is not None and "@" in reference:
+            return local
+        error: SkepError
+        try:
+            return await self._pull(reference, auth)
+        except SkepError as problem:
+            error = problem
+        local = self._engine.images.get(reference)
+        if local is not None:
+            return local
+        raise NotFound(f"No such image: {reference}: {error.text}")
+
+    async def _pull(self, reference: str, auth: str) -> Image:
+        key = (reference, auth)
+        pull = self._pulls.setdefault(key, _Pull())
+        seen = pull.done
+        pull.users += 1
+        try:
+            async with pull.lock:
+                if pull.done == seen:
+                    pull.image = pull.error = None
+                    try:
+                        pull.image = await self._engine.images.pull(reference, auth=auth)
+                    except SkepError as error:
+                        pull.error = error
+                    pull.done += 1
+                if pull.image is None:
+                    raise pull.error or NotFound(reference)
+                return pull.image
+        finally:
+            pull.users -= 1
+            if not pull.users:
+                self._pulls.pop(key, None)
+
+    async def _network(self, item: TaskItem, spec: ContainerSpec) -> tuple[str, tuple[PortConfig, ...]]:
+        """A sandbox with one interface for each attachment; without any, only loopback (bridge networks take this place later)."""
+        task = item.task
+        places = tuple(
+            Place(network_id=attachment.network_id, address=address)
+            for attachment in task.attachments
+            for address in attachment.addresses[:1]
+        )
+        wanted = tuple(port for port in (task.endpoint.ports if task.endpoint else None) or () if port.publish_mode == "host")
+        if wanted and not places:
+            raise SkepError(
+                f"port {wanted[0].published_port or wanted[0].target_port} is published in host mode: "
+                "this needs a bridge network, not available in this version of skep"
+            )
+        sysctls = {**SANDBOX_SYSCTLS, **{key: value for key, value in (spec.sysctls or {}).items() if key.startswith("net.")}}
+        self._sandboxes.add(task.id)
+        sandbox = await self._datapath.attach(task.id, places, sysctls)
+        ports: tuple[PortConfig, ...] = ()
+        if wanted:
+            ports = await self._datapath.publish(task.id, places[0].address.partition("/")[0], wanted)
+        return sandbox.path, ports
+
+    # run
+
+    def _present(self, item: TaskItem) -> Container:
+        container = self._container(item.task.id)
+        if container is None:
+            raise SkepError(f"No such container: {item.task.name}")
+        return container
+
+    def _probe(self, container: Container) -> Probe | None:
+        image = self._engine.images.get(container.config.image)
+        return probe_of(healthcheck_of(container.config.extra), image.config.healthcheck if image is not None else None)
+
+    async def start(self, item: TaskItem) -> None:
+        container = self._present(item)
+        id = container.config.id
+        if container.exit is None and not container.running:
+            try:
+                await self._engine.start(id)
+            except SkepError as error:
+                raise type(error)(f"starting container failed: {error.text}") from None
+        probe = self._probe(container)
+        if probe is None:
+            return
+        health = self._health.setdefault(item.task.id, Health())
+        await self._watch(id, probe, health, lambda health: health.status != "starting")
+        ended = self._present(item).exit
+        if ended is not None and (ended.code or not ended.known):
+            raise SkepError(f"task: non-zero exit ({ended.code})" + (f": {ended.error}" if ended.error else ""))
+        if ended is None and health.status == "unhealthy":
+            raise SkepError(UNHEALTHY)
+
+    async def _watch(self, id: str, probe: Probe, health: Health, enough: Callable[[Health], bool]) -> None:
+        """Probe until the health is decided, or the container has ended."""
+        container = self._engine.get(id)
+        started_at = container.started_at if container is not None else self._clock.now()
+        await until_first(watch(self._engine, self._clock, id, probe, health, started_at, enough), self._engine.wait(id))
+
+    async def wait(self, item: TaskItem) -> Exit:
+        container = self._present(item)
+        id = container.config.id
+        probe = self._probe(container)
+        if probe is not None and container.exit is None:
+            health = self._health.get(item.task.id)
+            if health is None:  # it was healthy before we were started anew
+                health = self._health[item.task.id] = Health()
+                health.status = "healthy"
+            await self._watch(id, probe, health, lambda health: health.status == "unhealthy")
+            if health.status == "unhealthy" and self._present(item).exit is None:
+                raise SkepError(UNHEALTHY)
+        ended = await self._engine.wait(id)
+        await self._release(item.task.id)
+        return ended
+
+    async def shutdown(self, item: TaskItem) -> None:
+        container = self._container(item.task.id)
+        if container is not None and container.exit is None:
+            spec = item.task.spec.container_spec or ContainerSpec()
+            with suppress(NotFound):
+                await self._engine.stop(container.config.id, grace=defaults.stop_grace_period(spec))
+        await self._release(item.task.id)
+
+    async def _release(self, task_id: str) -> None:
+        """Its addresses and ports may be given to the next task as soon as this one has ended, so its network place goes now."""
+        if task_id in self._sandboxes:
+            await self._datapath.unpublish(task_id)
+            await self._datapath.detach(task_id)
+            self._sandboxes.discard(task_id)
+
+    async def remove(self, task_id: str) -> None:
+        id = self._containers.get(task_id)
+        if id is not None:
+            await self._engine.remove(id, force=True)
+            self._containers.pop(task_id, None)
+        await self._release(task_id)
+        self._health.pop(task_id, None)
+
+    # reading
+
+    def status(self, task_id: str) -> TaskStatus | None:
+        container = self._container(task_id)
+        if container is None:
+            return None
+        ended = container.exit
+        return TaskStatus(
+            container=ContainerStatus(
+                container_id=container.config.id,
+                pid=container.pid,
+                exit_code=ended.code if ended is not None else 0,
+                exit_known=ended is None or ended.known,
+            ),
+            ports=msgspec.convert(container.config.extra.get("ports") or (), tuple[PortConfig, ...]) if container.running else (),
+        )
+
+    async def logs(
+        self,
+        task_id: str,
+        *,
+        follow: bool = False,
+        since: int = 0,
+        until: int = 0,
+        tail: int = -1,
+        stdout: bool = True,
+        stderr: bool = True,
+    ) -> AsyncIterator[LogRecord]:
+        """Of its container; nothing where there is none."""
+        id = self._containers.get(task_id)
+        if id is None or self._engine.get(id) is None:
+            return
+        records = self._engine.logs(id, follow=follow, since=since, until=until, tail=tail, stdout=stdout, stderr=stderr)
+        async for record in records:
+            yield record
+
+
+def _check_source(path: str, create: bool) -> None:
+    if os.path.exists(path):
+        return
+    if not create:
+        raise Invalid(f'invalid mount config for type "bind": bind source path does not exist: {path}')
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise SkepError(f"error while creating mount source path '{path}': {error.strerror}") from None
