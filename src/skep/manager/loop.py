@@ -201,11 +201,16 @@ class Loop:
                 state.look_again(key, now + RETRY)
 
     def _remember(self, by: str, ops: Iterable[Op], now: int) -> None:
+        """Every operation's reason is kept; the log has one line for those of a plan that share it."""
+        shared: dict[tuple[str, str, str], list[str]] = {}
         for op in ops:
             kind, id = (type(op.object), op.object.id) if isinstance(op, Create) else (op.kind, op.id)
             decision = Decision(now, by, type(op).__name__.lower(), NAMES[kind], id, op.because)
             self.decisions.append(decision)
-            log.info("%s: %s %s %s: %s", by, decision.action, decision.kind, id, op.because)
+            shared.setdefault((decision.action, decision.kind, op.because), []).append(id)
+        for (action, kind_name, because), ids in shared.items():
+            shown = ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more"
+            log.info("%s: %s %s %s: %s", by, action, kind_name, shown, because)
 
     async def _wait(self, until: int | None) -> None:
         """For a change, or until `until`."""
