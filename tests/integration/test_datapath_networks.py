@@ -319,6 +319,39 @@ def test_destroy_leaves_nothing_and_touches_nothing_of_others() -> None:
         assert not [m for m in left if str(node.run_root) in m]
 
 
+def test_a_node_whose_pins_are_lost_begins_anew(alone: tuple[Lab, Node]) -> None:
+    """Its mount namespace died with it, its network namespace did not: what is left is swept up, and the VNI is had again."""
+    it, node = alone
+    web = {"services": [service("web", (8080, 80, "tcp"))], "endpoints": [endpoint("web", node.id, "10.0.0.5")]}
+    attach(node, "10.0.0.5")
+    apply_all(it, **web)
+    node.run(node.datapath.shut_down())
+    for pin in (node.run_root / "router", node.sandbox("10-0-0-5")):
+        netns.remove(pin)
+        pin.touch()
+    node.datapath = node.new_datapath()
+    node.run(node.datapath.start_up())
+    assert node.run(node.datapath.sandboxes()) == []
+    it.serve(node.sandbox(attach(node, "10.0.0.5")), 80, "again")
+    apply_all(it, **web)
+    assert ask(it.client, node.address, 8080) == ("again", CLIENT)
+
+
+def test_a_vni_that_another_holds_is_named(alone: tuple[Lab, Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    from skep.datapath import kernel
+
+    monkeypatch.setattr(kernel, "VNI_WAIT", 0.0)
+    it, node = alone
+    shell(node.path, "ip", "link", "add", "theirs", "type", "vxlan", "id", "4097", "dstport", "4789", "nolearning")
+    with pytest.raises(SkepError, match="^VXLAN id 4097 on port 4789 is taken on this host"):
+        apply_all(it, networks=NETWORKS)
+    shell(node.path, "ip", "link", "del", "theirs")
+    apply_all(it, networks=NETWORKS)
+    attach(node, "10.0.1.10", "net1")
+    attach(node, "10.0.1.11", "net1")
+    assert within(node.sandbox("10-0-1-10"), lambda: ping("10.0.1.11"))
+
+
 def test_a_forward_chain_that_drops_is_passed_by_aside() -> None:
     """A host on which dockerd has set FORWARD to DROP: with `aside` published ports and egress work all the same."""
     with lab() as it:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import time
 from collections.abc import Iterable
 
 from skep.datapath import netlink, netns
@@ -13,6 +15,8 @@ from skep.datapath.router import NOT_FOR_CONTAINERS, Router
 from skep.errors import SkepError
 
 AF_BRIDGE = 7
+VNI_WAIT = 5.0
+"""Seconds."""
 _CHAIN = re.compile(r"^\s*chain ([ph]_[a-z]+_\d+) \{", re.MULTILINE)
 
 
@@ -62,10 +66,23 @@ class Kernel:
         message = netlink.new_vxlan(
             v.link, vni=v.vni, port=v.port, local=v.local, address=v.mac, mtu=v.mtu, group=v.group, namespace=self._router.fd
         )
-        self._router.host.send([message])
+        self._send_when_free(message, v)
         with netns.entered(self._router.fd):
             netns.set_sysctls({f"net/ipv4/conf/{v.link}/{k}": x for k, x in NOT_FOR_CONTAINERS.items()})
         self._router.net.send([netlink.set_link(self.index(v.link), f"{v.link} up", up=True)])
+
+    def _send_when_free(self, message: netlink.Message, v: Vxlan) -> None:
+        """A router that was lost, with its pin, takes a while to go, and its devices keep their VNI until then."""
+        end = time.monotonic() + VNI_WAIT
+        while True:
+            try:
+                return self._router.host.send([message])
+            except netlink.NetlinkError as e:
+                if e.errno != errno.EEXIST:
+                    raise
+            if time.monotonic() > end:
+                raise SkepError(f"VXLAN id {v.vni} on port {v.port} is taken on this host, by another cluster or another program")
+            time.sleep(0.05)
 
     def _message(self, fact: Fact, *, delete: bool = False) -> netlink.Message:
         if isinstance(fact, Route):
