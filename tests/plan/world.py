@@ -35,6 +35,7 @@ from skep.model.spec import (
 )
 from skep.model.tables import TASK_BY_SERVICE
 from skep.model.task import Task, TaskStatus
+from skep.plan.dirty import is_task_dirty
 from skep.plan.enforce import plan_enforce
 from skep.plan.liveness import plan_liveness
 from skep.plan.ops import Change, Create, Delete, Op, Plan
@@ -343,8 +344,8 @@ class World:
                 slots.setdefault(task.slot or task.node_id, []).append(task)
         for key, tasks in slots.items():
             if len(tasks) > 1:
-                specs = sorted(task.spec_version == service.spec_version for task in tasks) if service else []
-                assert specs == [False, True], f"slot {key} has {[(t.id, t.state.name, t.spec_version) for t in tasks]}\n" + self.story()
+                stale = sorted(is_task_dirty(service, t, self.store.get(Node, t.node_id)) for t in tasks) if service else []
+                assert stale == [False, True], f"slot {key} has {[(t.id, t.state.name, t.spec_version) for t in tasks]}\n" + self.story()
 
     def _check_let_go(self, plan: Plan) -> None:
         """A task is let go when what was in its slot before has stopped, or after a minute."""
