@@ -9,7 +9,9 @@ import asyncio
 import gc
 import logging
 import os
+import platform
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +30,11 @@ from skep.describe import describer
 from skep.engine.base import Engine
 from skep.engine.oci.engine import OciEngine
 from skep.engine.oci.images import OciImages
+from skep.engine.oci.kernel import make_shared_root
 from skep.errors import ConfigError, SkepError
 from skep.ids import new_hex
 from skep.membership import Membership
+from skep.node.container import NodeFacts
 from skep.node.tasks import TaskRuntime
 from skep.store.base import Backend
 from skep.store.sqlite import SqliteBackend
@@ -101,11 +105,24 @@ class Node:
         return KernelDatapath("skep", self.run_root / "network", address, clock=self.clock)
 
     def _runtime(self, datapath: Datapath) -> TaskRuntime:
-        return TaskRuntime(self.engine, datapath, self.clock, self.rng)
+        facts = NodeFacts(
+            hostname=self.settings.hostname or socket.gethostname(), architecture=platform.machine(), resolv_conf=_resolv_conf()
+        )
+        return TaskRuntime(self.engine, datapath, facts, self.clock, self.rng)
 
     @staticmethod
     def _backend(root: Path) -> Backend:
         return SqliteBackend(root / "state.db")
+
+
+def _resolv_conf() -> str:
+    """The host's, for containers; a resolver that answers on the host's loopback only would not be there for them."""
+    try:
+        lines = Path("/etc/resolv.conf").read_text().splitlines()
+    except OSError:
+        return ""
+    kept = [line for line in lines if not line.startswith("nameserver 127.")]
+    return "".join(line + "\n" for line in kept)
 
 
 async def serve(settings: Settings) -> None:
@@ -115,7 +132,11 @@ async def serve(settings: Settings) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
+    # the runtime may have a mount namespace of its own (docs/engine.md): what is mounted below must reach it
+    make_shared_root(settings.run_root)
     await node.oci.start_up()
+    said = node.oci.describe()
+    log.info("containers run through %s %s: %s", said["runtime"], said["runtime_version"], said["runtime_why"])
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 1000)
@@ -154,8 +175,6 @@ def docker_socket(settings: Settings) -> str:
         and settings.run_root != config.DEFAULT_RUN_ROOT
     ):
         return ""
-    import socket
-
     probe = socket.socket(socket.AF_UNIX)
     try:
         probe.connect(str(path))
@@ -187,9 +206,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ConfigError(f"{folder} cannot be made: {error.strerror}") from None
         lock(Path(settings.data_root) / "skepd.lock")
         asyncio.run(serve(settings))
-    except (SkepError, OSError, BaseExceptionGroup) as error:
+    except (SkepError, config.BadSetting, OSError, BaseExceptionGroup) as error:
         cause = first(error)
-        if not isinstance(cause, SkepError | OSError):
+        if not isinstance(cause, SkepError | config.BadSetting | OSError):
             raise
         print(f"skepd: {cause}", file=sys.stderr)
         return 1

@@ -220,11 +220,11 @@ class Membership:
             remotes = [addresses.join(*addresses.split(a)) for a in request.remote_addrs]
             self._forget()
             self._error = ""
-            self._joining = self._group.create_task(self._join(request, listening, remotes))
-            done, _ = await asyncio.wait([self._joining], timeout=PATIENCE)
+            task = self._joining = self._group.create_task(self._join(request, listening, remotes))
+            done, _ = await asyncio.wait([task], timeout=PATIENCE)
             if not done:
                 raise Unavailable(TIMED_OUT)
-            task, self._joining = self._joining, None
+            self._joining = None
             failure = task.result()
             if failure is not None:
                 self._error = ""

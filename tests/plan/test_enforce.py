@@ -76,11 +76,14 @@ def test_a_paused_or_drained_node_is_left_alone(availability: str) -> None:
     assert plan_enforce(world.store, "n1", world.now) == NOTHING
 
 
-def test_the_constraints_of_today_count() -> None:
+def test_a_task_goes_when_neither_its_own_constraints_nor_those_of_today_are_met() -> None:
     world = World(nodes=1)
-    world.create(service_spec(replicas=1))
+    world.set_node("n1", labels={"zone": "a"})
+    world.create(service_spec(replicas=1, constraints=("node.labels.zone == a",)))
     world.run(1)
     world.update(service_spec(replicas=1, constraints=("node.id == elsewhere",)))
+    assert plan_enforce(world.store, "n1", world.now) == NOTHING, "the rollout replaces it, at the update's pace"
+    world.set_node("n1", labels={})
     assert list(changes(plan_enforce(world.store, "n1", world.now).ops, "status")) == [world.tasks()[0].id]
 
 

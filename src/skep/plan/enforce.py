@@ -31,7 +31,7 @@ def plan_enforce(view: View, node_id: str, now: int) -> Plan:
     for task in view.find(TASK_BY_NODE, node_id):
         if not (task.holds_resources and TaskState.ASSIGNED <= task.desired_state <= TaskState.COMPLETE):
             continue
-        if (unmet := broken(_constraints(view, task), node)) is not None:
+        if (unmet := _unmet(view, task, node)) is not None:
             ops.append(_reject(task, now, f"node {node.hostname or node.id} does not meet the constraint {unmet} any more"))
         elif (short := room.take(task)) is not None:
             ops.append(_reject(task, now, f"node {node.hostname or node.id} has not enough {short} any more"))
@@ -66,10 +66,17 @@ class _Room:
         return None
 
 
-def _constraints(view: View, task: Task) -> tuple[str, ...]:
-    """The service's of today; a task without one answers for itself."""
+def _unmet(view: View, task: Task, node: Node) -> str | None:
+    """A constraint that the node breaks, of the task's own and of its service's of today. A task that keeps either is not judged here:
+    what an update of the constraints replaces, and how fast, is the rollout's to say."""
     service = view.get(Service, task.service_id) if task.service_id else None
-    spec: TaskSpec = service.spec.task_template if service else task.spec
+    own = broken(_constraints(task.spec), node)
+    if own is None or service is None:
+        return own
+    return broken(_constraints(service.spec.task_template), node)
+
+
+def _constraints(spec: TaskSpec) -> tuple[str, ...]:
     return (spec.placement.constraints if spec.placement else None) or ()
 
 
