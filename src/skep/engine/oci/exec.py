@@ -13,13 +13,12 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from skep.engine.base import Streams
+from skep.engine.base import Exec, ExecConfig, Streams
 from skep.engine.oci import conmon
 from skep.engine.oci.streams import AttachStreams, PipeStreams
 from skep.errors import SkepError
@@ -155,20 +154,21 @@ def spawn_pipes(places: conmon.Places, id: str, folder: Path, process: dict[str,
 class TerminalExec:
     """An exec with a terminal, under a conmon of its own."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, folder: Path, sync: int, pid: int, code: int | None, failure: bytes) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, folder: Path, spawned: InTerminal) -> None:
         self._loop = loop
         self._folder = folder
-        self._sync = sync
-        self._pid = pid
+        self._sync = spawned.sync
+        self._pid = spawned.pid
         self._buffer = b""
         self.stream = AttachStreams(loop)
         self._done: asyncio.Future[int] = loop.create_future()
-        if code is not None:
-            os.close(sync)
-            self.stream.append(failure)
-            self._finish(code)
+        if spawned.code is not None or spawned.connection is None:
+            os.close(self._sync)
+            self.stream.append(spawned.reason)
+            self._finish(spawned.code or 126)
         else:
-            loop.add_reader(sync, self._read)
+            self.stream.connect(spawned.connection)
+            loop.add_reader(self._sync, self._read)
 
     def _read(self) -> None:
         try:
@@ -186,6 +186,11 @@ class TerminalExec:
     def _finish(self, code: int) -> None:
         if not self.stream.connected:
             self.stream.end()
+        conmon_files = ("process.json", "conmon.err", "runtime.log", "attach", "ctl", "winsz", "oom")
+        for name in conmon_files:
+            (self._folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
         if not self._done.done():
             self._done.set_result(code if code >= 0 else 137)
 
@@ -209,10 +214,41 @@ class TerminalExec:
                 os.kill(self._pid, signal.SIGKILL)
 
 
-def spawn_terminal(
-    places: conmon.Places, id: str, exec_id: str, folder: Path, process: dict[str, Any]
-) -> tuple[int, int, int | None, bytes, Callable[[AttachStreams], None]]:
-    """(sync pipe, pid, exit code if it could not run, the reason, what connects the streams). Blocks.
+class InTerminal(NamedTuple):
+    """An exec that runs under its conmon, or why it does not."""
+
+    sync: int
+    """conmon writes the exit code to this pipe."""
+    pid: int
+    code: int | None
+    """Set if it could not run."""
+    reason: bytes
+    connection: socket.socket | None
+
+
+Spawned = subprocess.Popen[bytes] | InTerminal
+
+
+def spawn(places: conmon.Places, id: str, exec_id: str, folder: Path, config: ExecConfig, process: dict[str, Any]) -> Spawned:
+    """Blocks for a few ms."""
+    if config.tty:
+        return spawn_terminal(places, id, exec_id, folder, process)
+    return spawn_pipes(places, id, folder, process, config.stdin)
+
+
+def open_exec(loop: asyncio.AbstractEventLoop, folder: Path, config: ExecConfig, spawned: Spawned) -> Exec:
+    """What was spawned, in the event loop."""
+    if isinstance(spawned, subprocess.Popen):
+        return PipeExec(loop, spawned, folder, config.args[0])
+    terminal = TerminalExec(loop, folder, spawned)
+    if config.rows and config.columns and spawned.code is None:
+        with contextlib.suppress(SkepError):
+            conmon.resize(folder, config.rows, config.columns)
+    return terminal
+
+
+def spawn_terminal(places: conmon.Places, id: str, exec_id: str, folder: Path, process: dict[str, Any]) -> InTerminal:
+    """Blocks.
 
     The order is conmon's: a byte lets it open the attach socket, it answers, we connect, a second byte lets the process run.
     """
@@ -245,18 +281,13 @@ def spawn_terminal(
         child.wait()
         answer = conmon.answer(line) if line else {"data": -1, "message": conmon.last_words(folder)}
         pid = int(str(answer.get("data", -1)))
-        kept = connection
-
-        def connect(streams: AttachStreams) -> None:
-            streams.connect(kept)
-
         os.set_blocking(sync_r, False)
         opened.discard(sync_r)
         if pid > 0:
-            return sync_r, pid, None, b"", connect
+            return InTerminal(sync_r, pid, None, b"", connection)
         text, code = explain(str(answer.get("message", "")), str(process["args"][0]))
         connection.close()
-        return sync_r, 0, code, text, lambda streams: None
+        return InTerminal(sync_r, 0, code, text, None)
     except BaseException:
         if connection is not None:
             connection.close()
