@@ -239,6 +239,19 @@ def test_a_node_that_dies_under_an_update_does_not_hold_it_up_nor_count() -> Non
     assert world.images() == {"slow:2": 2} and (world.state(), status(world).failed) == ("completed", ())
 
 
+def test_a_slot_whose_turn_is_far_off_is_mended_all_the_same() -> None:
+    config = UpdateConfig(parallelism=1, delay=1000 * SECOND)
+    world = started(replicas=3, update=config)
+    world.update(service_spec("app:2", 3, update=config))
+    world.run(1)
+    assert world.images() == {"app:1": 2, "app:2": 1}
+    failed, lost = (task for task in world.running() if image(task) == "app:1")
+    world.kill(failed)
+    world.set_node(lost.node_id, NodeState.DOWN)
+    world.run(11)
+    assert world.images() == {"app:2": 3}
+
+
 # failure
 
 
@@ -258,6 +271,14 @@ def test_pause_after_two_of_five_failed() -> None:
     world.run(10)
     assert world.images() == {"app:1": 5} and world.state() == "rollback_completed"
     assert status(world).message == "rollback completed"
+
+
+def test_a_share_of_failures_just_allowed_does_not_pause() -> None:
+    config = UpdateConfig(parallelism=1, max_failure_ratio=0.2)
+    world = started(update=config)
+    world.update(service_spec("bad:2", 5, update=config))
+    world.run_until(lambda: world.state() == "paused")
+    assert len(status(world).failed) == 2
 
 
 @pytest.mark.parametrize("name", ["bad:2", "crash:2", "brief:2", "once:2"])
@@ -320,6 +341,20 @@ def test_a_failed_update_rolls_back_by_itself() -> None:
     assert (after.spec, after.spec_version, after.previous_spec) == (before.spec, before.spec_version, None)
     assert world.images() == {"app:1": 5} and status(world).message == "rollback completed"
     assert len([task for task in world.tasks() if image(task) == "crash:2"]) == 1, "what had not been begun was left alone"
+
+
+def test_a_rollback_keeps_its_pace_where_the_update_failed_at_once() -> None:
+    """Update and rollback begin at the same instant here, so that `started_at` alone does not tell their tasks apart."""
+    update = UpdateConfig(parallelism=0, failure_action="rollback")
+    world = World()
+    world.create(service_spec("slow:1", 3, update=update, rollback=UpdateConfig(parallelism=1)))
+    world.run(10)
+    world.update(service_spec("bad:2", 3, update=update, rollback=UpdateConfig(parallelism=1)))
+    world.settle()
+    assert world.state() == "rollback_started"
+    assert [image(task) for task in world.live()] == ["slow:1"], "one at a time"
+    world.run(60)
+    assert world.images() == {"slow:1": 3} and world.state() == "rollback_completed"
 
 
 def test_the_previous_credentials_come_back_with_the_previous_spec() -> None:
@@ -521,6 +556,18 @@ def test_a_global_service_is_updated_node_by_node() -> None:
     world.set_node("n3", availability="active")
     world.run(30)
     assert world.images() == {"slow:2": 3} and world.state() == "completed"
+
+
+def test_a_slot_that_comes_late_is_watched_as_long_as_the_others() -> None:
+    world = started("slow:1", None, nodes=2)
+    world.set_node("n2", availability="pause")
+    world.update(service_spec("slow:2", None))
+    world.run(6)
+    assert world.state() == "updating" and status(world).last_slot_at
+    world.set_node("n2", availability="active")
+    world.run_until(lambda: world.state() == "completed")
+    late = next(task for task in world.running() if task.node_id == "n2")
+    assert image(late) == "slow:2" and world.now == late.running_at + 5 * SECOND
 
 
 def test_a_global_start_first_update_overlaps_on_each_node() -> None:
