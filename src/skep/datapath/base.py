@@ -34,6 +34,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     """With prefix length: `10.0.0.5/24`."""
     gateway: str = ""
+    """Empty: the network's, as the last snapshot has it."""
 
 
 class Sandbox(msgspec.Struct, frozen=True, kw_only=True):

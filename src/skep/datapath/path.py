@@ -207,6 +207,7 @@ class KernelDatapath:
                 holder = taken.get(place.address.partition("/")[0])
                 if holder:
                     raise Conflict(f"Address already in use: {place.address} is held by {holder}")
+            places = tuple(self._with_gateway(place) for place in places)
             record = self._sandboxes.make(sandbox_id, places, self._groups(), self._mtu - OVERHEAD, sysctls)
             facts = {f for p in record.places for f in place_facts(p, p.group)}
             # the links were made in their groups
@@ -219,6 +220,12 @@ class KernelDatapath:
                 self._sandboxes.remove(sandbox_id)
                 raise
         return Sandbox(id=sandbox_id, path=str(path))
+
+    def _with_gateway(self, place: Place) -> Place:
+        """Where none is given it is the network's own, as the cluster says."""
+        network = self._snapshot.networks.get(f"network/{place.network_id}") if self._snapshot and not place.gateway else None
+        gateway = next((config.gateway for config in network.network.ipam if is_ipv4(config.gateway)), "") if network else ""
+        return msgspec.structs.replace(place, gateway=gateway) if gateway else place
 
     def _detach(self, sandbox_id: str) -> None:
         self._unpublish(sandbox_id)
