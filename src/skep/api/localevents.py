@@ -96,6 +96,8 @@ class LocalEvents:
     def _happened(self, action: str, id: str, ended: Exit | None) -> None:
         container = self._engine.get(id) or self._known.get(id)
         if container is None:
+            # Made and gone before we looked: the bare fact is better than none.
+            self.publish(message("container", action, id, {}, self._clock.now()))
             return
         if action == "destroy":
             self._known.pop(id, None)

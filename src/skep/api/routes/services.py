@@ -55,7 +55,7 @@ async def ls(call: Call) -> web.StreamResponse:
 
 
 def _encoded(call: Call, service: Service) -> msgspec.Raw:
-    return call.state.encoded.get(service.id, service.version, lambda: wire.service(service))
+    return call.state.encoded.get(service, lambda: wire.service(service))
 
 
 async def _spec(call: Call) -> ServiceSpec:

@@ -34,20 +34,26 @@ async def ls(call: Call) -> web.StreamResponse:
         if word not in _STATES:
             raise SkepError(f"Invalid desired-state filter: '{word}'")
         states.add(_STATES[word])
-    passes = _Passes(cluster, wanted)
     render = renderer(cluster.view, call.state.encoded)
+    _prune(call, cluster)
+    if not wanted:
+        return answer([render(task) for task in cluster.view.all(Task)])
+    passes = _Passes(cluster, wanted)
     shown = [
         render(task)
         for task in _candidates(cluster, services, nodes)
-        if (not services or task.service_id in services)
-        and (not nodes or task.node_id in nodes)
-        and (not states or task.desired_state in states)
-        and (not wanted or passes(task))
+        if (not nodes or task.node_id in nodes) and (not states or task.desired_state in states) and passes(task)
     ]
-    if not wanted:
-        alive = {t.id for t in cluster.view.all(Task)} | {s.id for s in cluster.view.all(Service)}
-        call.state.encoded.prune(alive)
     return answer(shown)
+
+
+def _prune(call: Call, cluster: Cluster) -> None:
+    view = cluster.view
+
+    def alive() -> set[str]:
+        return {task.id for task in view.all(Task)} | {service.id for service in view.all(Service)}
+
+    call.state.encoded.prune(alive, len(view.all(Task)) + len(view.all(Service)))
 
 
 def _candidates(cluster: Cluster, services: set[str], nodes: set[str]) -> Iterable[Task]:
@@ -60,12 +66,16 @@ def _candidates(cluster: Cluster, services: set[str], nodes: set[str]) -> Iterab
 
 
 class _Passes:
-    """The filters that look at single tasks; services and nodes are looked up once."""
+    """The filters that look at single tasks; services are looked up, and spec versions compared, once."""
 
     def __init__(self, cluster: Cluster, wanted: Filters) -> None:
         self.view = cluster.view
         self.wanted = wanted
         self.services: dict[str, Service | None] = {}
+        self.named = bool(wanted.get("id") or wanted.get("name"))
+        self.runtimes = wanted.get("runtime")
+        self.labelled = wanted.get("label")
+        self.current = bool(wanted.get("_up-to-date"))
 
     def service(self, id: str) -> Service | None:
         if id not in self.services:
@@ -81,20 +91,21 @@ class _Passes:
 
     def __call__(self, task: Task) -> bool:
         wanted = self.wanted
-        attachment = task.spec.network_attachment_spec is not None
-        if not wanted.prefix("id", task.id) or not wanted.prefix("name", task.name):
+        if self.named and not (wanted.prefix("id", task.id) and wanted.prefix("name", task.name)):
             return False
-        runtimes = wanted.get("runtime")
-        if runtimes and ("attachment" if attachment else "container") not in runtimes and (attachment or "" not in runtimes):
-            return False
-        if wanted.get("label") and not swarm_labels(self.labels(task), wanted.get("label")):
-            return False
-        if wanted.get("_up-to-date"):
-            service = self.service(task.service_id)
-            if service is None:
+        if self.runtimes:
+            attachment = task.spec.network_attachment_spec is not None
+            if ("attachment" if attachment else "container") not in self.runtimes and (attachment or "" not in self.runtimes):
                 return False
-            return not is_task_dirty(service, task, self.view.get(Node, task.node_id) if task.node_id else None)
-        return True
+        if self.labelled and not swarm_labels(self.labels(task), self.labelled):
+            return False
+        return not self.current or self.up_to_date(task)
+
+    def up_to_date(self, task: Task) -> bool:
+        service = self.service(task.service_id)
+        if service is None or task.spec_version == service.spec_version:
+            return service is not None
+        return not is_task_dirty(service, task, self.view.get(Node, task.node_id) if task.node_id else None)
 
 
 @ROUTES.add("GET", "/tasks/{id}")

@@ -27,8 +27,8 @@ def split_reference(text: str) -> tuple[str, str, str]:
         head, path = "", rest
     name, colon, tag = path.rpartition(":")
     if not colon or "/" in tag:
-        name, tag = path, ""
-    if (head and not _DOMAIN.fullmatch(head)) or (colon and not name) or len(text) > 512:
+        name, colon, tag = path, "", ""
+    if (head and not _DOMAIN.fullmatch(head)) or (colon and not (name and tag)) or len(text) > 512:
         raise Invalid("invalid reference format")
     if name.lower() != name and _PATH.fullmatch(name.lower()):
         full = name if head or "/" in name else f"library/{name}"

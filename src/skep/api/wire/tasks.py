@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import msgspec
@@ -69,19 +69,31 @@ def _task(task: Task, networks: list[Network | None]) -> dict[str, Any]:
 
 
 def renderer(view: View, encoded: Encoded) -> Callable[[Task], msgspec.Raw]:
-    """A function that gives a task's JSON. Networks are looked up once per renderer, tasks rendered once per version."""
-    networks: dict[str, Network | None] = {}
+    """A function that gives a task's JSON, kept as long as the task is the same object and its networks' facts are the same.
 
-    def network(id: str) -> Network | None:
-        if id not in networks:
-            networks[id] = view.get(Network, id)
-        return networks[id]
+    A network's version moves with each address given from it; a task goes on showing the version it was rendered with, as Docker's tasks
+    show the network as it was when they were placed.
+    """
+    networks: dict[str, Network | None] = {}
+    facts: dict[str, Hashable] = {}
+    find = encoded.kept.get
+
+    def fact(id: str) -> Hashable:
+        network = networks[id] = view.get(Network, id)
+        known = facts[id] = (network.spec_index, network.vni, network.ipam) if network is not None else None
+        return known
 
     def render(task: Task) -> msgspec.Raw:
-        if not task.attachments:
-            return encoded.get(task.id, task.version, lambda: _task(task, []))
-        found = [network(a.network_id) for a in task.attachments]
-        key = (task.version, *(n.version if n is not None else 0 for n in found))
-        return encoded.get(task.id, key, lambda: _task(task, found))
+        places = task.attachments
+        key: Hashable = None
+        if places:
+            first = places[0].network_id
+            key = facts[first] if first in facts else fact(first)
+            if len(places) > 1:
+                key = (key, *(facts[a.network_id] if a.network_id in facts else fact(a.network_id) for a in places[1:]))
+        entry = find(task.id)
+        if entry is not None and entry[0] is task and entry[1] == key:
+            return entry[2]
+        return encoded.put(task, key, _task(task, [networks[a.network_id] for a in places]))
 
     return render
