@@ -21,6 +21,7 @@ class Nodes:
     def __init__(self, view: View) -> None:
         self._view = view
         self._known: dict[str, Node | None] = {}
+        self._unfit: dict[str, str] = {}
 
     def get(self, id: str) -> Node | None:
         if id not in self._known:
@@ -42,6 +43,12 @@ class Nodes:
 
     def unfit(self, id: str) -> str:
         """Why no task may stay there: removed, down or drained; "" = it may. A node out of touch for a moment keeps its tasks."""
+        known = self._unfit.get(id)
+        if known is None:
+            known = self._unfit[id] = self._judge(id)
+        return known
+
+    def _judge(self, id: str) -> str:
         node = self.get(id)
         if node is None:
             return "has been removed"
