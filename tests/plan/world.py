@@ -377,3 +377,17 @@ def ids(tasks: Iterable[Task]) -> list[str]:
 
 def changes(ops: Iterable[Op], field: str) -> dict[str, Any]:
     return {op.id: op.fields[field] for op in ops if isinstance(op, Change) and field in op.fields}
+
+
+def started(image: str = "app:1", replicas: int | None = 5, *, nodes: int = 3, seconds: float = 10, **spec: object) -> World:
+    world = World(nodes=nodes)
+    world.create(service_spec(image, replicas, **spec))  # type: ignore[arg-type]
+    world.run(seconds)
+    assert world.running() and world.state() == ""
+    return world
+
+
+def status(world: World) -> UpdateStatus:
+    found = world.service().update_status
+    assert found is not None
+    return found
