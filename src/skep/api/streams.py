@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any, cast
 from urllib.parse import quote_plus
@@ -22,6 +23,8 @@ MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 RAW = "application/vnd.docker.raw-stream"
 CHUNK = 32 << 10
 FLUSH_AT = 16 << 10
+GONE_WITHIN = 0.5
+"""Seconds after which it is noticed that a client has gone that neither reads nor writes."""
 DETACH_KEYS = b"\x10\x11"
 """ctrl-p, ctrl-q."""
 
@@ -229,11 +232,27 @@ async def pump(
     try:
         async with asyncio.TaskGroup() as group:
             feeding = group.create_task(_quiet(send_input()))
+            watching = group.create_task(_watch(writer))
             await send_output()
             feeding.cancel()
+            watching.cancel()
     except* (ConnectionError, Detached):
         ended = False
     return ended
+
+
+async def _watch(writer: asyncio.StreamWriter) -> None:
+    """Raise ConnectionResetError when the client has gone. Reading alone cannot tell: a client that half-closes reads the same way, and
+    nothing is read at all while the process does not take its input."""
+    connection = writer.get_extra_info("socket")
+    if connection is None:
+        return
+    hung_up = select.poll()
+    hung_up.register(connection.fileno(), 0)
+    while True:
+        if hung_up.poll(0):
+            raise ConnectionResetError("the client has gone")
+        await asyncio.sleep(GONE_WITHIN)
 
 
 async def _quiet(feeding: Any) -> None:

@@ -19,7 +19,7 @@ from skep.clock import SECOND
 from skep.engine.base import Container, Exit, Image
 from skep.errors import Conflict, Invalid, NotFound, NotImplementedHere, SkepError
 from skep.model.network import Network
-from skep.model.task import Task
+from skep.node.containers import Described
 
 ROUTES = Routes()
 NO_SIZE = "skep does not measure the size of containers"
@@ -36,18 +36,15 @@ def find(call: Call, reference: str = "") -> Container:
     return container
 
 
-def _task_of(call: Call, container: Container) -> tuple[Task | None, Mapping[str, Network]]:
-    """The container's task and its networks, where this node is a manager and knows them."""
-    task_id = container.config.labels.get(wire.TASK_ID, "")
-    if not task_id or not call.context.swarm.info().control_available:
-        return None, {}
+def _names(call: Call, described: Described) -> Mapping[str, str]:
+    """Names of the container's networks, where this node is a manager and knows them."""
+    if not described.networks or not call.context.swarm.info().control_available:
+        return {}
     try:
         view = call.cluster.view
     except SkepError:
-        return None, {}
-    task = view.get(Task, task_id)
-    places = task.attachments if task is not None else ()
-    return task, {n.id: n for a in places if (n := view.get(Network, a.network_id)) is not None}
+        return {}
+    return {n.id: n.name for place in described.networks if (n := view.get(Network, place.network_id)) is not None}
 
 
 def _image(call: Call, container: Container) -> Image | None:
@@ -55,8 +52,8 @@ def _image(call: Call, container: Container) -> Image | None:
 
 
 def summary(call: Call, container: Container) -> dict[str, Any]:
-    task, networks = _task_of(call, container)
-    return wire.list_form(container, _image(call, container), task, networks, call.context.clock.now())
+    described = call.state.containers.describe(container)
+    return wire.list_form(described, _image(call, container), _names(call, described), call.context.clock.now())
 
 
 _FILTERS = (
@@ -80,7 +77,9 @@ async def ls(call: Call) -> web.StreamResponse:
     neighbours = {key: [find(call, name) for name in wanted.get(key)] for key in ("before", "since")}
     ancestors = {image.id for name in wanted.get("ancestor") if (image := call.context.engine.images.get(name)) is not None}
     found = sorted(call.context.engine.all(), key=lambda c: -c.created_at)
-    passing = [c for c in found if (everything or c.running) and _passes(wanted, c, neighbours, ancestors)]
+    passing = [
+        c for c in found if (everything or c.running) and _passes(wanted, c, neighbours, ancestors) and _health_passes(call, wanted, c)
+    ]
     shown = [s for c in passing if _shown_passes(wanted, s := summary(call, c))]
     return answer(shown[:limit] if limit > 0 else shown)
 
@@ -99,12 +98,18 @@ def _passes(wanted: Filters, container: Container, neighbours: Mapping[str, list
         and wanted.matches("name", config.name, f"/{config.name}")
         and wanted.labels("label", config.labels)
         and wanted.exact("status", wire.state(container))
-        and wanted.exact("health", "none")
         and wanted.exact("isolation", "default", "")
         and (is_task is None or is_task == (wire.TASK_ID in config.labels))
         and (not wanted.get("ancestor") or config.image in ancestors)
         and wanted.exact("volume", *(m.target for m in config.mounts), *(m.source for m in config.mounts))
     )
+
+
+def _health_passes(call: Call, wanted: Filters, container: Container) -> bool:
+    if not wanted.get("health"):
+        return True
+    health = call.state.containers.describe(container).health
+    return wanted.exact("health", health.status if health is not None else "none")
 
 
 def _shown_passes(wanted: Filters, shown: dict[str, Any]) -> bool:
@@ -135,10 +140,10 @@ def _port_passes(wanted: Filters, key: str, held: set[tuple[int, str]]) -> bool:
 @ROUTES.add("GET", "/containers/{id}/json", refuses={"size": NO_SIZE})
 async def inspect(call: Call) -> web.StreamResponse:
     container = find(call)
-    task, networks = _task_of(call, container)
+    described = call.state.containers.describe(container)
     driver = str(call.context.host.info().get("Driver", ""))
     execs = call.state.execs.of(container.config.id)
-    return answer(wire.inspect_form(container, _image(call, container), task, networks, driver, execs))
+    return answer(wire.inspect_form(described, _image(call, container), _names(call, described), driver, execs))
 
 
 @ROUTES.add("GET", "/containers/{id}/logs")
@@ -246,7 +251,21 @@ async def start(call: Call) -> web.StreamResponse:
         raise NotImplementedHere(
             f"container {container.config.name} is a task's: a task is started once, its service starts a new one in its place"
         )
-    raise NotImplementedHere(NO_CREATE)
+    await call.context.engine.start(container.config.id)
+    return nothing(204)
+
+
+@ROUTES.add("POST", "/containers/{id}/restart")
+async def restart(call: Call) -> web.StreamResponse:
+    container = find(call)
+    signal = _signal(call.query.get("signal", ""))
+    grace = number(call.query, "t", call.state.containers.describe(container).stop_timeout)
+    if wire.TASK_ID in container.config.labels:
+        raise NotImplementedHere(f"container {container.config.name} is a task's: skep does not restart those, change the service instead")
+    if container.running:
+        await call.context.engine.stop(container.config.id, signal=signal, grace=grace * SECOND if grace >= 0 else 1 << 62)
+    await call.context.engine.start(container.config.id)
+    return nothing(204)
 
 
 def _signal(text: str) -> str:
@@ -259,7 +278,7 @@ def _signal(text: str) -> str:
 async def stop(call: Call) -> web.StreamResponse:
     container = find(call)
     signal = _signal(call.query.get("signal", ""))
-    grace = number(call.query, "t", 10)
+    grace = number(call.query, "t", call.state.containers.describe(container).stop_timeout)
     if not container.running:
         return nothing(304)
     await call.context.engine.stop(container.config.id, signal=signal, grace=grace * SECOND if grace >= 0 else 1 << 62)
@@ -339,7 +358,7 @@ def _refuse(method: str, path: str, sentence: str) -> None:
 
 _refuse("POST", "/containers/create", NO_CREATE)
 _refuse("POST", "/containers/prune", "skep does not prune containers: those of tasks go with their tasks")
-for _verb in ("pause", "unpause", "restart", "rename", "update"):
+for _verb in ("pause", "unpause", "rename", "update"):
     _refuse("POST", f"/containers/{{id}}/{_verb}", f"skep does not {_verb} containers yet: change the service instead")
 _refuse("GET", "/containers/{id}/stats", "skep does not measure containers yet")
 _refuse("GET", "/containers/{id}/changes", "skep does not list changed files of containers yet")
