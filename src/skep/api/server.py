@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
@@ -23,16 +23,17 @@ from skep.api.routes.table import ROUTES
 from skep.api.routing import Call, Routes, answer, check_query
 from skep.api.state import API_VERSION, OLDEST_VERSION, State, written
 from skep.errors import SkepError
+from skep.node.health import Health
 
 STATE: web.AppKey[State] = web.AppKey("state", State)
 LOG = logging.getLogger("skep.api")
 _VERSIONED = re.compile(r"/v([0-9]+(?:\.[0-9]+)*)(/.*)")
 
 
-def make_app(context: Context) -> web.Application:
-    """The application; serve it with `serve_unix` or `serve_tcp`."""
+def make_app(context: Context, *, health: Callable[[str], Health | None] | None = None) -> web.Application:
+    """The application; serve it with `serve_unix`. `health`: of a task's container, by task id (`TaskRuntime.health`)."""
     app = web.Application(client_max_size=LARGEST)
-    app[STATE] = State(context)
+    app[STATE] = State(context, health)
     app.router.add_route("*", "/{path:.*}", _Dispatcher(app[STATE], ROUTES).handle)
     return app
 

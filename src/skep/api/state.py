@@ -16,6 +16,8 @@ from aiohttp import web
 from skep.api.cache import Encoded
 from skep.api.context import Context
 from skep.api.execs import Execs
+from skep.node.containers import Containers
+from skep.node.health import Health
 
 API_VERSION = (1, 50)
 OLDEST_VERSION = (1, 24)
@@ -35,8 +37,9 @@ def written(v: tuple[int, int]) -> str:
 class State:
     """One per application. `group` is set while a server runs the application."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, health: Callable[[str], Health | None] | None = None) -> None:
         self.context = context
+        self.containers = Containers(context.engine, health or (lambda task_id: None))
         self.headers: Mapping[str, str] = {
             "Api-Version": written(API_VERSION),
             "Docker-Experimental": "false",

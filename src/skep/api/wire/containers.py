@@ -1,4 +1,4 @@
-"""This node's containers as Docker's clients see them: the engine's, with what their labels and the cluster say of their task."""
+"""This node's containers as Docker's clients see them: what the node knows of them, with names of networks where the cluster is at hand."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from skep.api.wire.networks import endpoint_id, mac_of
 from skep.api.wire.times import ZERO, ago, stamp
 from skep.clock import SECOND
 from skep.engine.base import Container, ContainerConfig, Image
-from skep.model.network import Network
-from skep.model.task import Task
+from skep.node.containers import Described
+from skep.node.health import Health
 
 MASKED = [
     "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
@@ -30,10 +30,16 @@ def state(container: Container) -> str:
     return "exited" if container.exit is not None else "created"
 
 
-def status(container: Container, now: int) -> str:
-    """`Up 5 minutes`, as `docker ps` prints it."""
+def status(described: Described, now: int) -> str:
+    """`Up 5 minutes (healthy)`, as `docker ps` prints it."""
+    container = described.container
     if container.running:
-        return f"Up {ago(now - container.started_at)}" + (" (Paused)" if container.paused else "")
+        up = f"Up {ago(now - container.started_at)}"
+        if container.paused:
+            return up + " (Paused)"
+        if described.health is not None:
+            return up + (" (health: starting)" if described.health.status == "starting" else f" ({described.health.status})")
+        return up
     if container.exit is not None:
         return f"Exited ({container.exit.code}) {ago(now - container.exit.at)} ago"
     return "Created"
@@ -54,15 +60,14 @@ def command(args: Iterable[str]) -> str:
     return " ".join(arg if _SAFE.fullmatch(arg) else shlex.quote(arg) for arg in args)
 
 
-def networks(task: Task | None, found: Mapping[str, Network], config: ContainerConfig, running: bool) -> dict[str, Any]:
-    """`NetworkSettings.Networks`. What the cluster is not asked for (on a worker) is not shown."""
+def networks(described: Described, names: Mapping[str, str]) -> dict[str, Any]:
+    """`NetworkSettings.Networks`. `names`: network id -> name; where it is not known (on a worker) the id stands for it."""
+    running = described.container.running
     shown: dict[str, Any] = {}
-    for attachment in task.attachments if task is not None else ():
-        network = found.get(attachment.network_id)
-        address = attachment.addresses[0] if attachment.addresses else ""
-        host, _, prefix = address.partition("/")
-        shown[network.name if network is not None else attachment.network_id] = _place(
-            endpoint_id(task.id, attachment.network_id) if running and task is not None else "",
+    for attachment in described.networks:
+        host, _, prefix = (attachment.addresses[0] if attachment.addresses else "").partition("/")
+        shown[names.get(attachment.network_id, attachment.network_id)] = _place(
+            endpoint_id(described.task_id, attachment.network_id) if running else "",
             attachment.network_id,
             host,
             int(prefix or 0) if running else 0,
@@ -70,7 +75,7 @@ def networks(task: Task | None, found: Mapping[str, Network], config: ContainerC
             running=running,
         )
     if not shown:
-        name = "host" if config.host_network else "bridge"
+        name = "host" if described.container.config.host_network else "bridge"
         shown[name] = _place("", "", "", 0, aliases=None, running=running)
     return shown
 
@@ -104,16 +109,18 @@ def mounts(config: ContainerConfig) -> list[dict[str, Any]]:
     ]
 
 
-def ports(task: Task | None, image: Image | None) -> list[dict[str, Any]]:
-    """Ports of the image, and those the task publishes on this node."""
+def ports(described: Described, image: Image | None) -> list[dict[str, Any]]:
+    """Ports of the image, and those published on this node."""
+    if not described.container.running:
+        return []
     shown: list[dict[str, Any]] = []
-    published = {(p.target_port, p.protocol): p.published_port for p in (task.status.ports if task is not None else ())}
+    published = {(p.target_port, p.protocol): p.published_port for p in described.ports}
     exposed = {_port(text) for text in (image.config.exposed_ports if image is not None else ())}
     for number, protocol in sorted(exposed | set(published)):
-        entry: dict[str, Any] = {"PrivatePort": number, "Type": protocol}
         if public := published.get((number, protocol)):
-            entry = {"IP": "0.0.0.0", "PrivatePort": number, "PublicPort": public, "Type": protocol}
-        shown.append(entry)
+            shown.append({"IP": "0.0.0.0", "PrivatePort": number, "PublicPort": public, "Type": protocol})
+        else:
+            shown.append({"PrivatePort": number, "Type": protocol})
     return shown
 
 
@@ -122,8 +129,9 @@ def _port(text: str) -> tuple[int, str]:
     return (int(number.partition("-")[0]) if number.partition("-")[0].isdigit() else 0, protocol or "tcp")
 
 
-def list_form(container: Container, image: Image | None, task: Task | None, found: Mapping[str, Network], now: int) -> dict[str, Any]:
+def list_form(described: Described, image: Image | None, names: Mapping[str, str], now: int) -> dict[str, Any]:
     """An element of GET /containers/json."""
+    container = described.container
     config = container.config
     return {
         "Id": config.id,
@@ -132,19 +140,20 @@ def list_form(container: Container, image: Image | None, task: Task | None, foun
         "ImageID": config.image,
         "Command": command(config.args),
         "Created": container.created_at // SECOND,
-        "Ports": ports(task, image) if container.running else [],
+        "Ports": ports(described, image),
         "Labels": config.labels,
         "State": state(container),
-        "Status": status(container, now),
+        "Status": status(described, now),
         "HostConfig": {"NetworkMode": "host" if config.host_network else "bridge"},
-        "NetworkSettings": {"Networks": networks(task, found, config, container.running)},
+        "NetworkSettings": {"Networks": networks(described, names)},
         "Mounts": mounts(config),
     }
 
 
-def _state(container: Container) -> dict[str, Any]:
+def _state(described: Described) -> dict[str, Any]:
+    container = described.container
     ended = container.exit
-    return {
+    shown: dict[str, Any] = {
         "Status": state(container),
         "Running": container.running,
         "Paused": container.paused,
@@ -157,22 +166,34 @@ def _state(container: Container) -> dict[str, Any]:
         "StartedAt": stamp(container.started_at),
         "FinishedAt": stamp(ended.at) if ended is not None else ZERO,
     }
+    if described.health is not None:
+        shown["Health"] = _health(described.health)
+    return shown
 
 
-def _host_config(config: ContainerConfig) -> dict[str, Any]:
+def _health(health: Health) -> dict[str, Any]:
+    log = [{"Start": stamp(r.start), "End": stamp(r.end), "ExitCode": r.code, "Output": r.output} for r in health.results]
+    return {"Status": health.status, "FailingStreak": health.failing_streak, "Log": log}
+
+
+def _host_config(described: Described) -> dict[str, Any]:
+    config = described.container.config
     limits = config.limits
     security = []
     if config.no_new_privileges:
         security.append("no-new-privileges")
     if config.seccomp != "default":
         security.append(f"seccomp={config.seccomp}")
-    log_options = {"max-size": str(config.log_max_size), "max-file": str(config.log_max_files)} if config.log_max_size else {}
     return {
         "Binds": [f"{m.source}:{m.target}" + (":ro" if m.read_only else "") for m in config.mounts if m.kind == "bind"] or None,
         "ContainerIDFile": "",
-        "LogConfig": {"Type": config.log_driver, "Config": log_options},
+        "LogConfig": {"Type": config.log_driver, "Config": described.log_options},
         "NetworkMode": "host" if config.host_network else "bridge",
-        "PortBindings": {},
+        "PortBindings": {
+            f"{p.target_port}/{p.protocol}": [{"HostIp": "", "HostPort": str(p.published_port)}]
+            for p in described.ports
+            if p.published_port
+        },
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
         "AutoRemove": False,
         "VolumeDriver": "",
@@ -223,8 +244,9 @@ def _host_config(config: ContainerConfig) -> dict[str, Any]:
     }
 
 
-def _config(config: ContainerConfig, image: Image | None) -> dict[str, Any]:
-    return {
+def _config(described: Described, image: Image | None) -> dict[str, Any]:
+    config = described.container.config
+    shown: dict[str, Any] = {
         "Hostname": config.hostname or config.id[:12],
         "Domainname": "",
         "User": config.user,
@@ -244,24 +266,27 @@ def _config(config: ContainerConfig, image: Image | None) -> dict[str, Any]:
         "OnBuild": None,
         "Labels": config.labels,
         "StopSignal": config.stop_signal,
+        "StopTimeout": described.stop_timeout,
     }
+    if described.healthcheck is not None:
+        shown["Healthcheck"] = described.healthcheck
+    return shown
 
 
-def inspect_form(
-    container: Container, image: Image | None, task: Task | None, found: Mapping[str, Network], driver: str, execs: list[str]
-) -> dict[str, Any]:
+def inspect_form(described: Described, image: Image | None, names: Mapping[str, str], driver: str, execs: list[str]) -> dict[str, Any]:
     """GET /containers/{id}/json. Entrypoint and command are one: the engine keeps what is really run."""
+    container = described.container
     config = container.config
     published = {
         f"{p['PrivatePort']}/{p['Type']}": [{"HostIp": p["IP"], "HostPort": str(p["PublicPort"])}] if "PublicPort" in p else None
-        for p in (ports(task, image) if container.running else [])
+        for p in ports(described, image)
     }
     return {
         "Id": config.id,
         "Created": stamp(container.created_at),
         "Path": config.args[0] if config.args else "",
         "Args": list(config.args[1:]),
-        "State": _state(container),
+        "State": _state(described),
         "Image": config.image,
         "ResolvConfPath": "",
         "HostnamePath": "",
@@ -275,10 +300,10 @@ def inspect_form(
         "ProcessLabel": "",
         "AppArmorProfile": "",
         "ExecIDs": execs or None,
-        "HostConfig": _host_config(config),
+        "HostConfig": _host_config(described),
         "GraphDriver": {"Data": None, "Name": driver},
         "Mounts": mounts(config),
-        "Config": _config(config, image),
+        "Config": _config(described, image),
         "NetworkSettings": {
             "Bridge": "",
             "SandboxID": "",
@@ -297,6 +322,6 @@ def inspect_form(
             "IPPrefixLen": 0,
             "IPv6Gateway": "",
             "MacAddress": "",
-            "Networks": networks(task, found, config, container.running),
+            "Networks": networks(described, names),
         },
     }
