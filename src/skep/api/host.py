@@ -83,7 +83,7 @@ class HostInfo:
                 "Log": ["json-file", "local", "none"],
             },
             "MemoryLimit": True,
-            "SwapLimit": True,
+            "SwapLimit": bool(engine.get("swap_limit", True)),
             "CpuCfsPeriod": True,
             "CpuCfsQuota": True,
             "CPUShares": True,
@@ -117,11 +117,11 @@ class HostInfo:
             "Labels": [f"{name}={value}" for name, value in sorted(self._labels.items())],
             "ExperimentalBuild": False,
             "ServerVersion": skep_version(),
-            "Runtimes": {runtime: {"path": _text(engine, "runtime_path", runtime)}} if runtime else {},
+            "Runtimes": {runtime: _runtime(engine)} if runtime else {},
             "DefaultRuntime": runtime,
             "LiveRestoreEnabled": True,
             "Isolation": "",
-            "InitBinary": _text(engine, "init_binary"),
+            "InitBinary": _text(engine, "init"),
             "ContainerdCommit": {"ID": ""},
             "RuncCommit": {"ID": _text(engine, "runtime_version")},
             "InitCommit": {"ID": ""},
@@ -194,6 +194,12 @@ class HostInfo:
 def _text(described: Mapping[str, Any], name: str, default: str = "") -> str:
     value = described.get(name)
     return default if value is None else str(value)
+
+
+def _runtime(engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Path, and in `status` why this runtime was chosen."""
+    status = {f"skep.{name}": str(engine[name]) for name in ("runtime_why", "seccomp_compiled") if name in engine}
+    return {"path": _text(engine, "runtime_path", _text(engine, "runtime"))} | ({"status": status} if status else {})
 
 
 def _pairs(value: Any) -> list[list[str]] | None:
