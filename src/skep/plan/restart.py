@@ -17,13 +17,21 @@ KEPT_AT_MOST = 1000
 """A policy that allows more than this many restarts within its window allows any number."""
 
 
-def refusal(task: Task) -> str:
-    """Why the policy gives this task no successor; "" = it gives one. The answer does not change while the task does not."""
+def runs_once(task: Task) -> str:
+    """Why the policy's condition alone gives it no successor; "" = it gives one."""
     policy = restarting(task.spec)
     if policy.condition is Condition.NONE:
         return "its restart policy says never"
     if policy.condition is Condition.ON_FAILURE and task.status.state is TaskState.COMPLETE:
         return "it finished, and its restart policy is on-failure"
+    return ""
+
+
+def refusal(task: Task) -> str:
+    """Why the policy gives this task no successor; "" = it gives one. The answer does not change while the task does not."""
+    policy = restarting(task.spec)
+    if because := runs_once(task):
+        return because
     if not policy.max_attempts:
         return ""
     used = task.attempts

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from skep.model.enums import TaskState
-from skep.plan.restart import refusal
+from skep.plan.restart import refusal, runs_once
 from skep.plan.slots import Slot
 
 
@@ -27,6 +27,16 @@ def filled(slot: Slot) -> bool:
     `restart: none` slot is not filled again)."""
     newest = slot.newest
     return bool(slot.wanted) or (newest is not None and newest.desired_state < TaskState.REMOVE and bool(refusal(newest)))
+
+
+def filled_here(slot: Slot) -> bool:
+    """The same for a global service's slot, whose node is there: a task that was only stopped with its node comes back with it, whatever
+    attempts were used before; one that ended by itself does not."""
+    newest = slot.newest
+    if slot.wanted or newest is None or newest.desired_state >= TaskState.REMOVE:
+        return bool(slot.wanted)
+    ended = TaskState.RUNNING < newest.status.state <= TaskState.REJECTED and newest.status.state is not TaskState.SHUTDOWN
+    return bool(refusal(newest) if ended else runs_once(newest))
 
 
 def scale(slots: Iterable[Slot], replicas: int) -> Scale:

@@ -26,7 +26,7 @@ from skep.plan.dirty import Dirty, constraints, task_spec
 from skep.plan.ops import NOTHING, Change, Create, Op, Plan
 from skep.plan.restart import history, refusal, start_at, waits_for_itself
 from skep.plan.rollout import Step, propose
-from skep.plan.scale import filled, scale
+from skep.plan.scale import filled_here, scale
 from skep.plan.schedule.constraint import broken
 from skep.plan.slots import Nodes, Slot, best, slots_of
 from skep.plan.view import View
@@ -96,7 +96,7 @@ def _scale_global(decision: _Decision, slots: dict[int | str, Slot], nodes: Iter
             if slot:
                 slot.frozen = True
                 kept.append(slot)
-        elif slot and filled(slot):
+        elif slot and filled_here(slot):
             kept.append(slot)
         else:
             empty.append(slot or Slot(node.id))
