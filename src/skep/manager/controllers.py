@@ -64,7 +64,7 @@ def controllers() -> Sequence[Controller]:
         ),
         Controller(
             name="enforcer",
-            watches=(Node,),
+            watches=(Node, Service),
             keys=_enforcer_keys,
             start=_node_ids,
             plan=lambda view, keys, now, rng: plan_enforce(view, _one(keys), now),
@@ -180,6 +180,10 @@ def _liveness_keys(view: View, event: Event) -> Keys:
 
 
 def _enforcer_keys(view: View, event: Event) -> Keys:
+    if event.kind is Service:
+        # With a service's own new constraints a task may be left with none that its node meets.
+        tasks = view.find(TASK_BY_SERVICE, event.id) if event.old and event.new and _differ(event.old, event.new, "spec") else ()
+        return dict.fromkeys(task.node_id for task in tasks if task.node_id)
     return (event.id,) if _node_moved(cast("Node | None", event.old), cast("Node | None", event.new)) else NONE
 
 
