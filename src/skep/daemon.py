@@ -35,6 +35,7 @@ from skep.errors import ConfigError, SkepError
 from skep.ids import new_hex
 from skep.membership import Membership
 from skep.node.container import NodeFacts
+from skep.node.health import Health
 from skep.node.tasks import TaskRuntime
 from skep.store.base import Backend
 from skep.store.sqlite import SqliteBackend
@@ -66,6 +67,7 @@ class Node:
         self.engine = self.oci = OciEngine(self.data, self.run_root, images, self.clock, self.rng, settings.cgroup_parent, settings.runtime)
         self.events = self.node_events = NodeEvents(self.engine, self.clock)
         self.warnings = Warnings()
+        self._tasks: TaskRuntime | None = None
         self.host = HostInfo(
             self.engine,
             self.clock,
@@ -108,7 +110,12 @@ class Node:
         facts = NodeFacts(
             hostname=self.settings.hostname or socket.gethostname(), architecture=platform.machine(), resolv_conf=_resolv_conf()
         )
-        return TaskRuntime(self.engine, datapath, facts, self.clock, self.rng)
+        self._tasks = TaskRuntime(self.engine, datapath, facts, self.clock, self.rng)
+        return self._tasks
+
+    def health(self, task_id: str) -> Health | None:
+        """What a task's health check has found here."""
+        return self._tasks.health(task_id) if self._tasks else None
 
     @staticmethod
     def _backend(root: Path) -> Backend:
@@ -140,7 +147,7 @@ async def serve(settings: Settings) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 1000)
-    app = make_app(node)
+    app = make_app(node, health=node.health)
     sockets = [host.removeprefix("unix://") for host in settings.host]
     if claimed := docker_socket(settings):
         sockets.append(claimed)
