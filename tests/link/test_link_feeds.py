@@ -121,7 +121,7 @@ def change(store: MemoryStore, draw: Any) -> list[Op]:
     return [Change(Task, id, {"status": status(draw(st.sampled_from(STATES)))}, "")]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_differences_add_up_to_the_whole(data: st.DataObject) -> None:
     store = MemoryStore(MemoryBackend(), StillClock())

@@ -108,4 +108,4 @@ def test_no_step_goes_back_and_no_two_calls_run_at_once(
     assert step.state is None or step.state > state
     assert busy is None or (step.call is None and step.state is None)
     assert not step.cancel or busy not in (None, Call.SHUTDOWN, Call.REMOVE)
-    assert step.call is not Call.START or desired > S.READY
+    assert step.state is not S.STARTING or desired > S.READY

@@ -51,7 +51,20 @@ Instruction = Do | Cancel | Apply
 class _Work:
     """One task here."""
 
-    __slots__ = ("again", "busy", "cancelled", "failure", "item", "observed", "retries", "retry_at", "status", "stopped", "version", "withdrawn")
+    __slots__ = (
+        "again",
+        "busy",
+        "cancelled",
+        "failure",
+        "item",
+        "observed",
+        "retries",
+        "retry_at",
+        "status",
+        "stopped",
+        "version",
+        "withdrawn",
+    )
 
     def __init__(self, item: TaskItem, status: TaskStatus, version: int) -> None:
         self.item = item
@@ -232,6 +245,8 @@ class Worker:
             else:
                 self._network[item.key.partition("/")[0]][item.key] = item
                 self._network_changed = True
+        for id in statuses.keys() - self._works.keys():
+            self._state.put_status(id, None)  # a power failure took the rest of what was forgotten
         self._apply_network(now)
         for work in list(self._works.values()):
             self._advance(work, now)
@@ -321,6 +336,8 @@ class Worker:
         )
         if state > TaskState.RUNNING:
             work.failure = ""
+        if work.withdrawn:
+            return  # a call that ended all the same: nobody asks for it any more, and nothing would ever forget it
         self._state.put_status(work.item.task.id, work.status)
         self.changed[work.item.task.id] = work.status
 

@@ -103,10 +103,10 @@ class Feeds:
         self.changed_feeds = set()
         self.changed_nodes = {}
 
-    def task(self, id: str) -> Item | None:
-        """The item of a task as its node has to know it; None: it has to forget it."""
+    def task(self, id: str, node_id: str) -> Item | None:
+        """The item of a task as this node has to know it; None: it has to forget it."""
         task = self._tasks.get(id)
-        if task is None or not assignment.assigned(task):
+        if task is None or task.node_id != node_id or not assignment.assigned(task):
             return None
         return assignment.task_item(task, self.services.get(task.service_id))
 

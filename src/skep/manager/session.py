@@ -36,7 +36,7 @@ class Session:
             return Assignments(complete=True, results_in=self._sequence, version=feeds.version, set=tuple(self._everything(feeds, readers)))
         found, removed = changes
         for id in sorted(tasks):
-            item = feeds.task(id)
+            item = feeds.task(id, self.node_id)
             if item is not None:
                 found.append(item)
             else:
@@ -71,25 +71,29 @@ class Session:
         names = feeds.names(self.node_id)
         found: list[Item] = []
         removed: list[str] = []
+        left: set[str] = set()
         for name, (feed, place) in self._places.items():
             changes = feed.since(place)
             if changes is None:
                 return None
-            if name in names:
+            removed += changes[1]
+            if name in names and feeds.feeds.get(name) is feed:
                 found += changes[0]
+                self._places[name] = (feed, feed.head)
             else:
                 removed += feed.items
-            removed += changes[1]
-            self._places[name] = (feed, feed.head)
+                left.add(name)
+        for name in left:
+            self._leave(name, readers)
         for feed in self._move(feeds, readers, names):
             found += feed.items.values()
-        return found, removed
+        there = {item.key for item in found} if removed else set()
+        return found, [key for key in removed if key not in there]
 
     def _move(self, feeds: Feeds, readers: Readers, names: set[str]) -> list[Feed]:
         """Read exactly these feeds; returns those that are new to the session, which then stand at their end."""
         for name in self._places.keys() - names:
-            del self._places[name]
-            self._unregister(name, readers)
+            self._leave(name, readers)
         new = []
         for name in sorted(names - self._places.keys()):
             feed = feeds.feeds.setdefault(name, Feed())
@@ -97,6 +101,10 @@ class Session:
             readers.setdefault(name, {})[self.node_id] = self
             new.append(feed)
         return new
+
+    def _leave(self, name: str, readers: Readers) -> None:
+        del self._places[name]
+        self._unregister(name, readers)
 
     def _unregister(self, name: str, readers: Readers) -> None:
         reading = readers.get(name, {})
