@@ -108,14 +108,14 @@ def read_file(path: Path) -> dict[str, Any]:
     return out
 
 
-def load(argv: Sequence[str]) -> Settings:
-    """Settings from flags and file; raises BadSetting (argparse itself exits on unknown flags)."""
+def load(argv: Sequence[str], *, default: str = DEFAULT_CONFIG) -> Settings:
+    """Settings from flags and file (`default` is read if it exists and no other is named); raises BadSetting (argparse itself exits on unknown flags)."""
     args = vars(parser().parse_args(argv))
     given = args.pop("config")
     args.pop("version")
     values: dict[str, Any] = {}
-    if given or Path(DEFAULT_CONFIG).exists():
-        values |= read_file(Path(given or DEFAULT_CONFIG))
+    if given or Path(default).exists():
+        values |= read_file(Path(given or default))
     values |= {k: tuple(v) if isinstance(v, list) else v for k, v in args.items() if v is not None}
     settings = Settings(**values)
     check(settings)
