@@ -109,7 +109,10 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def load(argv: Sequence[str], *, default: str = DEFAULT_CONFIG) -> Settings:
-    """Settings from flags and file (`default` is read if it exists and no other is named); raises BadSetting (argparse itself exits on unknown flags)."""
+    """Settings from flags and file (`default` is read if it exists and no other is named); raises BadSetting.
+
+    argparse itself exits on unknown flags.
+    """
     args = vars(parser().parse_args(argv))
     given = args.pop("config")
     args.pop("version")
