@@ -1,4 +1,4 @@
-"""What the engine's tests share: a busybox image without a registry, an engine on directories of its own, and a check that nothing is left."""
+"""What the engine's tests share: a busybox image without a registry, an engine on its own directories, proof that nothing is left."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Filters:
 
     def __init__(self, runtime: Runtime) -> None:
         self._compiled = runtime.compiled
-        self._default = json.loads(PROFILE.read_bytes())
+        self._default = seccomp.tightened(json.loads(PROFILE.read_bytes()))
         self._lock = threading.Lock()
         self._known: dict[tuple[str, tuple[str, ...]], tuple[dict[str, Any] | None, dict[str, str]]] = {}
 

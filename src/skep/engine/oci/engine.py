@@ -27,7 +27,7 @@ from skep.engine.oci.launch import Launched, find, launch, reason
 from skep.engine.oci.operations import Operations
 from skep.engine.oci.rotation import Rotation
 from skep.engine.oci.signals import signal_number
-from skep.engine.oci.streams import AttachStreams
+from skep.engine.oci.streams import AttachStreams, Sizes
 from skep.engine.oci.watching import Watching
 from skep.errors import Conflict, Invalid, NotFound, SkepError, Unavailable
 from skep.ids import Random, new_hex
@@ -383,7 +383,9 @@ class OciEngine:
         entry = self._entry(id)
         if not entry.running:
             raise Conflict(f"container {entry.id} is not running")
-        conmon.resize(self._folders.bundle(entry.id), rows, columns)
+        if entry.sizes is None:
+            entry.sizes = Sizes(self._loop, lambda rows, columns: conmon.resize(self._folders.bundle(entry.id), rows, columns))
+        entry.sizes.set(rows, columns)
 
     async def exec(self, id: str, config: ExecConfig) -> Exec:
         entry = self._entry(id)

@@ -12,7 +12,7 @@ import msgspec
 from skep.engine.base import Container, Exit
 from skep.engine.oci import kernel
 from skep.engine.oci.bundle import Stored
-from skep.engine.oci.streams import AttachStreams
+from skep.engine.oci.streams import AttachStreams, Sizes
 
 
 class Entry:
@@ -32,6 +32,7 @@ class Entry:
         self.attached: list[AttachStreams] = []
         self.wakers: set[Callable[[], None]] = set()
         """Of log followers."""
+        self.sizes: Sizes | None = None
         self.log_seen = 0
         if stored.exit is not None:
             self.ended.set()
@@ -67,6 +68,8 @@ class Entry:
             if not streams.connected:
                 streams.end()
         self.attached.clear()
+        if self.sizes is not None:
+            self.sizes.stop()
 
 
 def open_process(pid: int, ticks: int) -> int:

@@ -20,7 +20,7 @@ import msgspec
 
 from skep.engine.base import Exec, ExecConfig, Streams
 from skep.engine.oci import conmon
-from skep.engine.oci.streams import AttachStreams, PipeStreams
+from skep.engine.oci.streams import AttachStreams, PipeStreams, Sizes
 from skep.errors import SkepError
 
 _TIMEOUT = 60.0
@@ -161,6 +161,7 @@ class TerminalExec:
         self._pid = spawned.pid
         self._buffer = b""
         self.stream = AttachStreams(loop)
+        self.sizes = Sizes(loop, lambda rows, columns: conmon.resize(folder, rows, columns))
         self._done: asyncio.Future[int] = loop.create_future()
         if spawned.code is not None or spawned.connection is None:
             os.close(self._sync)
@@ -184,6 +185,7 @@ class TerminalExec:
         self._finish(int(str(code)) if str(code).lstrip("-").isdigit() else -1)
 
     def _finish(self, code: int) -> None:
+        self.sizes.stop()
         if not self.stream.connected:
             self.stream.end()
         conmon_files = ("process.json", "conmon.err", "runtime.log", "attach", "ctl", "winsz", "oom")
@@ -206,7 +208,7 @@ class TerminalExec:
         return await asyncio.shield(self._done)
 
     async def resize(self, rows: int, columns: int) -> None:
-        conmon.resize(self._folder, rows, columns)
+        self.sizes.set(rows, columns)
 
     def kill(self) -> None:
         if self._pid and not self._done.done():
@@ -243,7 +245,7 @@ def open_exec(loop: asyncio.AbstractEventLoop, folder: Path, config: ExecConfig,
     terminal = TerminalExec(loop, folder, spawned)
     if config.rows and config.columns and spawned.code is None:
         with contextlib.suppress(SkepError):
-            conmon.resize(folder, config.rows, config.columns)
+            terminal.sizes.set(config.rows, config.columns)
     return terminal
 
 

@@ -85,14 +85,22 @@ def _as_it_is(folders: Folders, stored: Stored, boot: str, now: int) -> Stored:
         return msgspec.structs.replace(stored, exit=lost)
     # a start may have been under way when we were killed: its process runs, or waits for a go that will not come
     pids = conmon.pids(folders.bundle(id))
-    ticks = kernel.start_ticks(pids.pid)
-    if not ticks or (pids.pid == stored.pid and ticks == stored.pid_ticks):
+    if not _belongs(pids.pid, id):
         return stored
     if (folders.state / id / "exec.fifo").exists():
         with suppress(ProcessLookupError):
             os.kill(pids.pid, signal.SIGKILL)
         return stored
     return running(stored, pids, now, stored.runtime)
+
+
+def _belongs(pid: int, id: str) -> bool:
+    """The process is in the container's cgroup: the pid was not given to somebody else meanwhile."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
+            return pid > 0 and kernel.start_ticks(pid) > 0 and f"/{id}" in file.read()
+    except OSError:
+        return False
 
 
 def reason(error: Exception) -> str:

@@ -73,11 +73,17 @@ class Lines:
         return left
 
 
+def candidates(folder: Path) -> list[Path]:
+    """Every name a file of this log may have, newest first. Rotation only moves files to later names: who opens them in this order may
+    see one twice, but misses none; a list of what is there would miss one that is being renamed."""
+    names = os.listdir(folder)
+    numbers = [int(name[len(NAME) + 1 :]) for name in names if name.startswith(f"{NAME}.") and name[len(NAME) + 1 :].isdigit()]
+    return [folder / NAME, *(folder / f"{NAME}.{number}" for number in range(1, max(numbers, default=0) + 2))]
+
+
 def files(folder: Path) -> list[Path]:
-    """Oldest first."""
-    numbers = [int(name[len(NAME) + 1 :]) for name in os.listdir(folder) if name.startswith(f"{NAME}.") and name[len(NAME) + 1 :].isdigit()]
-    old = [folder / f"{NAME}.{number}" for number in sorted(numbers, reverse=True)]
-    return [*old, *([folder / NAME] if (folder / NAME).exists() else [])]
+    """Those that are there now, oldest first."""
+    return [path for path in reversed(candidates(folder)) if path.exists()]
 
 
 def _open(path: Path) -> int:
@@ -93,17 +99,16 @@ def open_tail(folder: Path, tail: int, streams: Iterable[int]) -> list[int]:
     fds: list[int] = []
     seen: set[tuple[int, int]] = set()
     left = tail
-    for path in reversed(files(folder)):
+    for path in candidates(folder):
         if tail >= 0 and left == 0 and fds:
             break
         fd = _open(path)
         if fd < 0:
             continue
-        status = os.fstat(fd)
-        if (status.st_dev, status.st_ino) in seen:  # renamed while we looked
+        if _inode(fd) in seen:  # renamed while we looked
             os.close(fd)
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(_inode(fd))
         fds.insert(0, fd)
         if tail >= 0:
             left = _seek_tail(fd, left, wanted)
@@ -137,12 +142,19 @@ def _seek_tail(fd: int, count: int, wanted: set[int]) -> int:
 
 
 class Reader:
-    """Reads the files of one log in order, also while they are rotated. Blocks: its calls run in worker threads."""
+    """Reads the files of one log in order, also while they are rotated. Blocks: its calls run in worker threads.
 
-    def __init__(self, folder: Path, tail: int, streams: Iterable[int]) -> None:
+    `bounded`: only what is there now.
+    """
+
+    def __init__(self, folder: Path, tail: int, streams: Iterable[int], bounded: bool = False) -> None:
         self._folder = folder
         self._queue = open_tail(folder, tail, streams)
-        self._last = -1
+        self._bounded = bounded
+        self._left = 0
+        if bounded and self._queue:
+            last = self._queue[-1]
+            self._left = os.fstat(last).st_size - os.lseek(last, 0, os.SEEK_CUR)
         self._carry = b""
         self._lines = Lines()
 
@@ -157,6 +169,10 @@ class Reader:
             if not self._queue and not self._next(None):
                 return None
             fd = self._queue[0]
+            if self._bounded and len(self._queue) == 1:
+                data = os.read(fd, min(_CHUNK, self._left))
+                self._left -= len(data)
+                return self._parse(data) if data else None
             data = os.read(fd, _CHUNK)
             if data:
                 return self._parse(data)
@@ -172,17 +188,22 @@ class Reader:
 
     def _next(self, fd: int | None) -> bool:
         """Open what has come after `fd`, the last file we have; whether there was anything."""
-        later = files(self._folder)
-        if fd is not None:
-            own = os.fstat(fd)
-            inodes = [(status.st_dev, status.st_ino) if (status := _stat(path)) else None for path in later]
-            mine = (own.st_dev, own.st_ino)
-            if not later or later[-1].name != NAME or inodes[-1] == mine:
-                return False  # still the newest, or renamed and its successor is not there yet
-            if mine in inodes:
-                later = later[inodes.index(mine) + 1 :]
-        opened = [new for path in later if (new := _open(path)) >= 0]
-        self._queue += opened
+        if self._bounded:
+            return False
+        mine = _inode(fd) if fd is not None else None
+        opened: dict[tuple[int, int], int] = {}
+        for path in candidates(self._folder):
+            new = _open(path)
+            if new < 0:
+                continue
+            inode = _inode(new)
+            if inode == mine or inode in opened:
+                os.close(new)
+                if inode == mine:
+                    break
+                continue
+            opened[inode] = new
+        self._queue += reversed(opened.values())
         return bool(opened)
 
     def _parse(self, data: bytes) -> list[LogRecord]:
@@ -194,11 +215,9 @@ class Reader:
         return self._lines.rest()
 
 
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return os.stat(path)
-    except FileNotFoundError:
-        return None
+def _inode(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 async def records(
@@ -222,7 +241,7 @@ async def records(
     if follow:
         inotify.watch(str(folder), wake)
         wakers.add(news.set)
-    reader = await asyncio.to_thread(Reader, folder, tail, streams)
+    reader = await asyncio.to_thread(Reader, folder, tail, streams, not follow)
     try:
         while True:
             news.clear()
@@ -241,6 +260,8 @@ async def records(
             for record in _within(found, since, until, streams):
                 yield record
             if until and found and found[-1].at > until:
+                for record in _within(reader.rest(), since, until, streams):
+                    yield record
                 return
     finally:
         reader.close()

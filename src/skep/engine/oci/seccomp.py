@@ -23,6 +23,47 @@ _GOARCH = {
 }
 
 
+_ADMIN = (
+    "bpf", "clone3", "fanotify_init", "fsconfig", "fsmount", "fsopen", "fspick", "mount", "mount_setattr", "move_mount", "open_tree",
+    "perf_event_open", "quotactl", "quotactl_fd", "setdomainname", "sethostname", "setns", "syslog", "umount", "umount2", "unshare",
+)  # fmt: skip
+_NEVER = ("add_key", "keyctl", "pivot_root", "request_key")
+_NEW_NAMESPACES = 0x7E020000
+_EPERM, _ENOSYS = 1, 38
+
+
+def tightened(profile: Mapping[str, Any]) -> dict[str, Any]:
+    """The shipped profile without what Podman allows and Docker does not: new namespaces and mounts without CAP_SYS_ADMIN (a user
+    namespace would give a process all capabilities in it, and with them most of the kernel's attack surface), keyrings, reboot.
+    """
+    moved = {*_ADMIN, *_NEVER, "clone", "reboot"}
+    rules = []
+    for rule in profile["syscalls"]:
+        names = [name for name in rule["names"] if name not in moved]
+        if names:
+            rules.append({**rule, "names": names})
+    admin, boot = {"caps": ["CAP_SYS_ADMIN"]}, {"caps": ["CAP_SYS_BOOT"]}
+    flags = {"value": _NEW_NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}
+    denied = [name for name in _ADMIN if name != "clone3"]
+    rules += [
+        {"names": [*_ADMIN, "clone"], "action": "SCMP_ACT_ALLOW", "includes": admin},
+        {"names": denied, "action": "SCMP_ACT_ERRNO", "errnoRet": _EPERM, "excludes": admin},
+        {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS, "excludes": admin},
+        {"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, **flags}], "excludes": {**admin, "arches": ["s390x"]}},
+        {
+            "names": ["clone"],
+            "action": "SCMP_ACT_ALLOW",
+            "args": [{"index": 1, **flags}],
+            "includes": {"arches": ["s390x"]},
+            "excludes": admin,
+        },
+        {"names": ["reboot"], "action": "SCMP_ACT_ALLOW", "includes": boot},
+        {"names": ["reboot"], "action": "SCMP_ACT_ERRNO", "errnoRet": _EPERM, "excludes": boot},
+        {"names": list(_NEVER), "action": "SCMP_ACT_ERRNO", "errnoRet": _EPERM},
+    ]
+    return {**profile, "syscalls": rules}
+
+
 def kernel_version(release: str) -> tuple[int, int]:
     """`6.1.0-13-amd64` -> (6, 1)."""
     parts = release.split("-")[0].split(".")

@@ -60,6 +60,41 @@ class Outflow:
                 await self._news.wait()
 
 
+class Sizes:
+    """The size of a terminal, told to conmon. It takes messages one at a time and forgets those that come with another: so what is asked
+    soon after the last one waits, and only the latest is told."""
+
+    GAP = 0.05
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, tell: Callable[[int, int], None]) -> None:
+        self._loop = loop
+        self._tell = tell
+        self._timer: asyncio.TimerHandle | None = None
+        self._latest: tuple[int, int] | None = None
+
+    def set(self, rows: int, columns: int) -> None:
+        """Raises SkepError when there is nobody to tell."""
+        if self._timer is not None:
+            self._latest = (rows, columns)
+            return
+        self._tell(rows, columns)
+        self._timer = self._loop.call_later(self.GAP, self._again)
+
+    def _again(self) -> None:
+        self._timer = None
+        if self._latest is not None:
+            latest, self._latest = self._latest, None
+            try:
+                self.set(*latest)
+            except SkepError:
+                pass  # it has ended
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
 class AttachStreams:
     """Streams over conmon's attach socket. Made before the container starts, it is connected before the process runs."""
 

@@ -1,0 +1,198 @@
+"""Exec and attach: streams, exit codes, terminals."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+import pytest
+from engine_fixture import config, running_engine
+
+from skep.engine.base import Engine, Exec, ExecConfig, Streams
+from skep.errors import Conflict, SkepError
+
+pytestmark = pytest.mark.root
+RUNTIMES = ["auto", "runc"]
+
+
+async def collect(streams: Streams) -> dict[int, bytes]:
+    out = {1: b"", 2: b""}
+    async for stream, data in streams.output():
+        out[stream] += data
+    await streams.close()
+    return out
+
+
+async def start(engine: Engine, *args: str, **fields: object) -> str:
+    made = config(*args, **fields)
+    await engine.create(made)
+    await engine.start(made.id)
+    return made.id
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_exec_runs_in_the_container(runtime: str) -> None:
+    async def main() -> None:
+        async with running_engine(runtime) as engine:
+            id = await start(engine, "sleep", "600", env=("A=1",), user="web", cwd="/tmp")
+            process = await engine.exec(id, ExecConfig(args=("sh", "-c", "echo $A$B; pwd; id -u; echo err >&2; exit 5"), env=("B=2",)))
+            out = await collect(process.streams)
+            assert (out[1], out[2], await process.wait()) == (b"12\n/tmp\n101\n", b"err\n", 5)
+            process = await engine.exec(
+                id, ExecConfig(args=("sh", "-c", "pwd; id -u; grep -E 'Secc|CapBnd' /proc/self/status"), user="0", cwd="/etc")
+            )
+            text = (await collect(process.streams))[1].decode()
+            assert text.splitlines()[:2] == ["/etc", "0"]
+            assert "CapBnd:\t00000000a80425fb" in text and "Seccomp:\t2" in text, "an exec is in the same cage"
+            process = await engine.exec(id, ExecConfig(args=("sh", "-c", "kill -9 $$")))
+            await collect(process.streams)
+            assert await process.wait() == 137
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("tty", [False, True])
+def test_exec_of_what_cannot_run(runtime: str, tty: bool) -> None:
+    """The reason comes as output, the code is 127 or 126, as docker exec shows it."""
+
+    async def main() -> None:
+        async with running_engine(runtime) as engine:
+            id = await start(engine, "sleep", "600")
+            for command, code, words in (("nosuch", 127, "executable file not found in $PATH"), ("/etc", 126, "permission denied")):
+                process = await engine.exec(id, ExecConfig(args=(command,), tty=tty))
+                out = await collect(process.streams)
+                assert words in (out[1] + out[2]).decode()
+                assert (out[1] + out[2]).startswith(b"OCI runtime exec failed: exec failed: ")
+                assert await process.wait() == code
+            await engine.kill(id)
+            await engine.wait(id)
+            with pytest.raises(Conflict, match=f"container {id} is not running"):
+                await engine.exec(id, ExecConfig(args=("true",)))
+
+    asyncio.run(main())
+
+
+def test_bytes_through_exec_come_back_the_same() -> None:
+    """5 MB in and out, more than any buffer on the way."""
+
+    async def main() -> None:
+        async with running_engine() as engine:
+            id = await start(engine, "sleep", "600")
+            data = hashlib.shake_256(b"skep").digest(5_000_000)
+            process = await engine.exec(id, ExecConfig(args=("cat",), stdin=True))
+            got: dict[int, bytes] = {}
+            async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+                reading = group.create_task(collect(process.streams))
+                await process.streams.write(data)
+                await process.streams.close_stdin()
+                got = await reading
+            assert got[1] == data
+            assert await process.wait() == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_exec_on_a_terminal(runtime: str) -> None:
+    async def main() -> None:
+        async with running_engine(runtime) as engine:
+            id = await start(engine, "sleep", "600")
+            script = 'until [ "$(stty size)" = "40 132" ]; do sleep 0.02; done; echo resized; tty; echo $TERM; read x; echo got-$x; exit 9'
+            process = await engine.exec(id, ExecConfig(args=("sh", "-c", script), tty=True, stdin=True, rows=24, columns=80))
+            for columns in (100, 110, 120, 132):
+                await process.resize(40, columns)
+            await process.streams.write(b"word\n")
+            async with asyncio.timeout(20):
+                text = (await collect(process.streams))[1].decode()
+                assert await process.wait() == 9
+            assert text.replace("word\r\n", "", 1) == "resized\r\n/dev/pts/0\r\nxterm\r\ngot-word\r\n"
+
+    asyncio.run(main())
+
+
+def test_an_exec_can_be_killed_and_its_child_does_not_hold_the_output() -> None:
+    async def main() -> None:
+        async with running_engine() as engine:
+            id = await start(engine, "sleep", "600")
+            process: Exec = await engine.exec(id, ExecConfig(args=("sleep", "500")))
+            async with asyncio.timeout(20):
+                while not process.pid:  # noqa: ASYNC110 - the runtime writes it to a file
+                    await asyncio.sleep(0.01)
+                process.kill()
+                assert await process.wait() == 137
+                process = await engine.exec(id, ExecConfig(args=("sh", "-c", "sleep 400 & echo done")))
+                assert (await collect(process.streams))[1] == b"done\n"
+
+    asyncio.run(main())
+
+
+def test_attached_before_the_start_nothing_is_lost() -> None:
+    """Two watchers get all of the output of a process that ends at once."""
+
+    async def main() -> None:
+        async with running_engine() as engine:
+            made = config("sh", "-c", "seq 1 20000; echo err >&2")
+            await engine.create(made)
+            watchers = [await engine.attach(made.id) for _ in range(2)]
+            async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+                reading = [group.create_task(collect(streams)) for streams in watchers]
+                await engine.start(made.id)
+            expected = b"".join(b"%d\n" % number for number in range(1, 20001))
+            for done in reading:
+                assert done.result() == {1: expected, 2: b"err\n"}
+
+    asyncio.run(main())
+
+
+def test_attached_input_and_its_end() -> None:
+    async def main() -> None:
+        async with running_engine() as engine:
+            made = config("sh", "-c", "cat | wc -c", stdin=True, stdin_once=True)
+            await engine.create(made)
+            streams = await engine.attach(made.id)
+            await engine.start(made.id)
+            async with asyncio.timeout(30):
+                await streams.write(b"x" * 1_000_000)
+                await streams.close_stdin()
+                assert (await collect(streams))[1] == b"1000000\n"
+            with pytest.raises(SkepError):
+                await streams.write(b"late")
+
+    asyncio.run(main())
+
+
+def test_attach_to_a_terminal_later_and_again() -> None:
+    async def main() -> None:
+        async with running_engine() as engine:
+            script = 'while read w; do until [ "$(stty size)" = "$w" ]; do sleep 0.02; done; echo "is $w"; done'
+            id = await start(engine, "sh", "-c", script, tty=True, stdin=True)
+            for turn in range(2):
+                streams = await engine.attach(id)
+                await engine.resize(id, 30, 100 + turn)
+                await streams.write(b"30 %d\n" % (100 + turn))
+                seen = b""
+                async with asyncio.timeout(20):
+                    async for _, data in streams.output():
+                        seen += data
+                        if b"is 30 %d\r\n" % (100 + turn) in seen:
+                            break
+                await streams.close()
+            container = engine.get(id)
+            assert container is not None and container.running
+
+    asyncio.run(main())
+
+
+def test_a_start_that_fails_ends_the_attached() -> None:
+    async def main() -> None:
+        async with running_engine() as engine:
+            made = config("nosuch")
+            await engine.create(made)
+            streams = await engine.attach(made.id)
+            with pytest.raises(SkepError):
+                await engine.start(made.id)
+            async with asyncio.timeout(10):
+                assert await collect(streams) == {1: b"", 2: b""}
+
+    asyncio.run(main())
