@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def call(path: Path, method: str, target: str, body: Any = None, *, timeout: flo
     return json.loads(data) if data.strip() and "json" in answer.headers.get("Content-Type", "") else data.decode(errors="replace")
 
 
-def wait_for(path: Path, *, seconds: float, alive: Any = None) -> None:
+def wait_for(path: Path, *, seconds: float, alive: Callable[[], bool] | None = None) -> None:
     """Until the API answers on this socket. `alive()` False ends the wait early. Raises Unavailable."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -54,5 +55,5 @@ def wait_for(path: Path, *, seconds: float, alive: Any = None) -> None:
             pass
         if alive is not None and not alive():
             raise Unavailable("skepd has ended")
-        time.sleep(0.02)
+        time.sleep(0.01)
     raise Unavailable(f"no answer within {seconds:.0f} s")

@@ -43,7 +43,8 @@ class Host:
         self.engine: Engine = engine
         self.swarm: Swarm = NoSwarm()
         self.host: NodeInfo = HostInfo(engine, engine.clock, id=container_id(name, ""), root=layout(name).root)
-        self.events: Events = LocalEvents(engine, engine.clock)
+        self.local_events = LocalEvents(engine, engine.clock)
+        self.events: Events = self.local_events
 
     @property
     def cluster(self) -> Cluster:
@@ -58,11 +59,15 @@ async def serve(name: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     async with HostEngine(name, SystemClock()) as engine:
-        app = make_app(Host(name, engine))
+        host = Host(name, engine)
         async with asyncio.TaskGroup() as group:
-            serving = group.create_task(serve_unix(app, str(layout(name).host_socket)))
+            parts = [
+                group.create_task(host.local_events.run()),
+                group.create_task(serve_unix(make_app(host), str(layout(name).host_socket))),
+            ]
             await ended.wait()
-            serving.cancel()
+            for part in parts:
+                part.cancel()
 
 
 if __name__ == "__main__":

@@ -9,14 +9,20 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from skep.errors import Invalid
 
 CGROUP = Path("/sys/fs/cgroup")
 WANTED = ("pids", "cpuacct", "cpu", "memory", "systemd")
 """Controllers (cgroup v1) in which a node's daemon is kept apart from its containers: to be found, limited and measured."""
+REGISTRY = "registry"
+STACK = Path("/stack")
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,14}[a-z0-9])?")
+SOCKET_PATH = 107
+"""Bytes that the path of a unix socket may have."""
 
 
 @dataclass
@@ -39,12 +45,18 @@ class Layout:
     publish: list[tuple[int, int]] = field(default_factory=list)
     """(port of this host, port of the manager node)."""
     stack: str = ""
-    made_stack_point: bool = False
-    """/stack did not exist on this host: `down` removes it."""
+    created: int = 0
+    """ns since 1970."""
+    ready: bool = False
+    """`up` has come to its end: what is there is more than a piece."""
 
     @property
     def state(self) -> Path:
         return Path(self.root) / "cluster.json"
+
+    @property
+    def lock(self) -> Path:
+        return Path(f"{self.run}.lock")
 
     @property
     def host_socket(self) -> Path:
@@ -57,8 +69,17 @@ class Layout:
     def host_address(self, last: int) -> str:
         return f"{self.subnet.rpartition('.')[0]}.{last}"
 
+    def address(self, node: str) -> str:
+        found = self.node(node)
+        return found.address if found else self.registry_address
+
     def node(self, name: str) -> NodePlan | None:
         return next((n for n in self.nodes if n.name == name), None)
+
+    @property
+    def members(self) -> list[str]:
+        """The nodes, and the registry where there is one."""
+        return [n.name for n in self.nodes] + ([REGISTRY] if self.registry else [])
 
     def data(self, node: str) -> Path:
         return Path(self.root) / node
@@ -75,7 +96,7 @@ class Layout:
         return Path(self.run) / "ns" / f"{node}.{kind}"
 
     def log(self, node: str) -> Path:
-        return self.data(node) / "skepd.log"
+        return self.data(node) / ("registry.log" if node == REGISTRY else "skepd.log")
 
     @property
     def cgroup(self) -> str:
@@ -88,47 +109,68 @@ class Layout:
             return [CGROUP / self.cgroup / part]
         return [CGROUP / c / self.cgroup / part for c in WANTED if (CGROUP / c).is_dir()]
 
-    def cgroup_trees(self) -> list[Path]:
-        """All trees of this cluster, in every controller."""
+    def cgroup_trees(self, part: str = "") -> list[Path]:
+        """What there is of this cluster, or of one part of it, in every controller."""
         if (CGROUP / "cgroup.controllers").exists():
             tops = [CGROUP]
         else:
-            tops = [p for p in CGROUP.iterdir() if p.is_dir() and not p.is_symlink()]
-        return [t / self.cgroup for t in tops if (t / self.cgroup).is_dir()]
+            tops = [p for p in CGROUP.iterdir() if p.is_dir() and not p.is_symlink()] if CGROUP.is_dir() else []
+        return [tree for top in tops if (tree := top / self.cgroup / part).is_dir()]
+
+    def there(self) -> bool:
+        """Anything of it is on this host."""
+        return Path(self.root).exists() or Path(self.run).exists() or bool(self.cgroup_trees())
 
     def save(self) -> None:
-        self.state.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.state.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=1))
+        with temporary.open("w") as file:
+            json.dump(asdict(self), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, self.state)
 
 
 def layout(name: str) -> Layout:
-    """The layout of a cluster of this name: as saved, or bare."""
-    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,14}[a-z0-9])?", name):
+    """The layout of a cluster of this name: as saved, or bare where nothing (or nothing legible) is saved."""
+    if not NAME.fullmatch(name):
         raise Invalid(f"cluster name {name!r}: must be 1 to 16 of a-z, 0-9 and -, and begin and end with a letter or digit")
     out = Layout(name=name, root=f"{base_root()}/{name}", run=f"{base_run()}/{name}")
+    if len(os.fsencode(out.socket("worker00"))) > SOCKET_PATH:
+        raise Invalid(f"$SKEP_CLUSTERS_RUN {base_run()}: too long, the path of a socket in it would have more than {SOCKET_PATH} bytes")
     try:
-        saved = json.loads(out.state.read_text())
-    except (OSError, ValueError):
+        return _read(out, json.loads(out.state.read_text()))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return out
-    saved["nodes"] = [NodePlan(**n) for n in saved["nodes"]]
-    saved["publish"] = [(int(a), int(b)) for a, b in saved["publish"]]
-    return Layout(**saved)
+
+
+def _read(bare: Layout, saved: dict[str, Any]) -> Layout:
+    known = {f.name for f in fields(Layout)} - {"name", "root", "run"}
+    values = {k: v for k, v in saved.items() if k in known}
+    values["nodes"] = [NodePlan(str(n["name"]), str(n["address"]), bool(n["manager"])) for n in saved["nodes"]]
+    values["publish"] = [(int(a), int(b)) for a, b in saved["publish"]]
+    return Layout(name=bare.name, root=bare.root, run=bare.run, **values)
 
 
 def base_root() -> str:
-    return os.environ.get("SKEP_CLUSTERS_ROOT", "/var/lib/skep/clusters")
+    return _folder("SKEP_CLUSTERS_ROOT", "/var/lib/skep/clusters")
 
 
 def base_run() -> str:
-    return os.environ.get("SKEP_CLUSTERS_RUN", "/run/skep/clusters")
+    return _folder("SKEP_CLUSTERS_RUN", "/run/skep/clusters")
+
+
+def _folder(variable: str, default: str) -> str:
+    path = os.environ.get(variable) or default
+    if not os.path.isabs(path):
+        raise Invalid(f"${variable} {path}: must be an absolute path")
+    return os.path.normpath(path)
 
 
 def names() -> list[str]:
-    """Clusters of which anything is known on this machine."""
-    found = {p.parent.name for p in Path(base_root()).glob("*/cluster.json")}
-    return sorted(found)
+    """Clusters of which anything is on this machine, whole or not."""
+    found = {p.name for base in (base_root(), base_run()) for p in Path(base).glob("*") if p.is_dir()}
+    found |= {p.name.removeprefix("skep-") for p in [*CGROUP.glob("skep-*"), *CGROUP.glob("*/skep-*")] if p.is_dir()}
+    return sorted(n for n in found if NAME.fullmatch(n))
 
 
 def default_subnet(name: str, taken: set[str]) -> str:
