@@ -7,6 +7,8 @@ docs/link.md.
 from __future__ import annotations
 
 import hmac
+import os
+import socket
 import ssl
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -177,6 +179,9 @@ def _failure(remote: str, error: BaseException) -> SkepError:
     while seen is not None:
         if isinstance(seen, aiohttp.ClientConnectorCertificateError):
             seen = seen.certificate_error
+        elif isinstance(seen, aiohttp.ClientConnectorError):
+            # its own text names the SSL context also where there was no connection at all
+            seen = seen.os_error
         if isinstance(seen, ssl.SSLCertVerificationError):
             return Refused(f"manager {remote}: its certificate is not one of this cluster's managers ({seen.verify_message})")
         if isinstance(seen, OSError) and "SSL" in str(seen):
@@ -188,5 +193,8 @@ def _failure(remote: str, error: BaseException) -> SkepError:
     if isinstance(error, TimeoutError):
         return Unavailable(f"manager {remote}: no answer")
     reason = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+    if isinstance(reason, OSError) and reason.errno and not isinstance(reason, socket.gaierror):
+        text = os.strerror(reason.errno).lower()
+    else:
+        text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
     return Unavailable(f"manager {remote}: {text}")
