@@ -1,0 +1,400 @@
+"""What users do to a simulated cluster, and what befalls it. Each call of `happen` is one event, chosen by the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from skep.clock import MILLISECOND, SECOND
+from skep.errors import SkepError
+from skep.ids import new_id
+from skep.model.network import Network
+from skep.model.node import Node
+from skep.model.service import Service
+from skep.model.spec import (
+    ContainerSpec,
+    Driver,
+    EndpointSpec,
+    Global,
+    Mode,
+    NetworkAttachmentConfig,
+    NetworkSpec,
+    Placement,
+    PlacementPreference,
+    PortConfig,
+    Replicated,
+    Reservations,
+    ResourceRequirements,
+    RestartPolicy,
+    ServiceSpec,
+    SpreadOver,
+    TaskSpec,
+    UpdateConfig,
+)
+from skep.plan.ops import Create, Delete
+from skep.testing.sim_node import SimNode
+from skep.testing.sim_world import FAIR, Weather
+
+if TYPE_CHECKING:
+    from skep.testing.sim_manager import SimManager
+    from skep.testing.sim_world import World
+
+MOST_SERVICES = 4
+MOST_NODES = 6
+ZONES = ("a", "b")
+IMAGE = "registry:5000/good"
+
+
+class Events:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._rng = world.rng
+        self._numbers = 0
+        self._storms = 0
+        self._user: list[tuple[int, Callable[[SimManager], None]]] = [
+            (6, self.create_service),
+            (10, self.scale),
+            (12, self.update),
+            (5, self.roll_back),
+            (3, self.remove_service),
+            (7, self.set_availability),
+            (4, self.label_node),
+            (3, self.remove_node),
+            (2, self.add_node),
+            (2, self.create_network),
+            (1, self.remove_network),
+        ]
+        self._fate: list[tuple[int, Callable[[], None]]] = [
+            (10, self.exit_container),
+            (6, self.power_cut),
+            (6, self.kill_skepd),
+            (6, self.cut_off),
+            (8, self.kill_manager),
+            (8, self.storm),
+            (5, self.break_connection),
+        ]
+
+    def begin(self) -> None:
+        """At least two services and three nodes before the first misfortune."""
+        world = self._world
+        for _ in range(self._rng.randrange(2, 5)):
+            world.join()
+            world.agenda.run_until(world.agenda.now + self._rng.randrange(50, 500) * MILLISECOND)
+        assert world.manager is not None
+        if self._rng.random() < 0.5:
+            self.create_network(world.manager)
+        for _ in range(2):
+            self.create_service(world.manager)
+
+    def happen(self) -> None:
+        manager = self._world.manager
+        if manager is not None and self._rng.random() < 0.55:
+            self._choose(self._user)(manager)
+        else:
+            self._choose(self._fate)()
+
+    def _choose(self, table: list[tuple[int, Callable[..., None]]]) -> Callable[..., None]:
+        at = self._rng.randrange(sum(weight for weight, _ in table))
+        for weight, what in table:
+            at -= weight
+            if at < 0:
+                return what
+        raise AssertionError
+
+    def _ask(self, manager: SimManager, call: Any, what: str) -> None:
+        self._world.say(f"user: {what}")
+
+        def done(_: Any, error: SkepError | None) -> None:
+            if error is not None:
+                self._world.say(f"user: refused: {error.message}")
+
+        manager.call(call, done)
+
+    def _pick(self, things: list[Any]) -> Any:
+        return self._rng.choice(things) if things else None
+
+    # users
+
+    def create_service(self, manager: SimManager) -> None:
+        if len(manager.store.all(Service)) >= MOST_SERVICES:
+            self.scale(manager)
+            return
+        self._numbers += 1
+        spec = self._service_spec(manager, f"svc{self._numbers}")
+        replicas = spec.mode.replicated.replicas if spec.mode.replicated else "global"
+        self._ask(manager, manager.control.create_service(spec), f"service create {spec.name} ({replicas})")
+
+    def scale(self, manager: SimManager) -> None:
+        service = self._pick([s for s in manager.store.all(Service) if s.replicated])
+        if service is None:
+            return
+        replicas = self._rng.choice((0, 1, 2, 3, 4, 5, 6))
+        spec = msgspec.structs.replace(service.spec, mode=Mode(replicated=Replicated(replicas=replicas)))
+        self._ask(manager, manager.control.update_service(service.id, service.version, spec), f"service scale {service.name}={replicas}")
+
+    def update(self, manager: SimManager) -> None:
+        service = self._pick(list(manager.store.all(Service)))
+        if service is None:
+            return
+        rng, template, spec = self._rng, service.spec.task_template, service.spec
+        kind = rng.randrange(8)
+        if kind == 0:
+            template = msgspec.structs.replace(template, force_update=template.force_update + 1)
+        elif kind == 1:
+            template = msgspec.structs.replace(template, placement=self._placement())
+        elif kind == 2:
+            spec = msgspec.structs.replace(spec, endpoint_spec=self._endpoint())
+        elif kind == 3:
+            template = msgspec.structs.replace(template, restart_policy=self._policy())
+        else:
+            template = msgspec.structs.replace(template, container_spec=ContainerSpec(image=self._image()))
+        if rng.random() < 0.5:
+            spec = msgspec.structs.replace(spec, update_config=self._rollout(), rollback_config=self._rollout())
+        spec = msgspec.structs.replace(spec, task_template=template)
+        version = service.version if rng.random() < 0.95 else service.version - 1
+        what = ("force", "placement", "ports", "restart policy")[kind] if kind < 4 else template.container_spec.image
+        self._ask(manager, manager.control.update_service(service.id, version, spec), f"service update {service.name}: {what}")
+
+    def roll_back(self, manager: SimManager) -> None:
+        service = self._pick([s for s in manager.store.all(Service) if s.previous_spec is not None])
+        if service is not None:
+            call = manager.control.update_service(service.id, service.version, service.spec, rollback="previous")
+            self._ask(manager, call, f"service rollback {service.name}")
+
+    def remove_service(self, manager: SimManager) -> None:
+        service = self._pick(list(manager.store.all(Service)))
+        if service is not None:
+            self._ask(manager, manager.control.remove_service(service.id), f"service rm {service.name}")
+
+    def set_availability(self, manager: SimManager) -> None:
+        node: Node = self._pick(list(manager.store.all(Node)))
+        availability = self._rng.choice(("active", "active", "drain", "drain", "pause"))
+        self._change_node(manager, node, f"availability {availability}", availability=availability)
+
+    def label_node(self, manager: SimManager) -> None:
+        node: Node = self._pick(list(manager.store.all(Node)))
+        zone = self._rng.choice(ZONES)
+        self._change_node(manager, node, f"label zone={zone}", labels={"zone": zone})
+
+    def _change_node(self, manager: SimManager, node: Node, what: str, **fields: Any) -> None:
+        spec = msgspec.structs.replace(node.spec, **fields)
+        self._ask(manager, manager.control.update_node(node.id, node.version, spec), f"node update {self._world.name(node.id)}: {what}")
+
+    def remove_node(self, manager: SimManager) -> None:
+        if len(manager.store.all(Node)) <= 3:
+            self.add_node(manager)
+            return
+        node = self._pick([n for n in manager.store.all(Node) if n.id != self._world.manager_id])
+        force = self._rng.random() < 0.6
+        self._ask(manager, manager.control.remove_node(node.id, force), f"node rm {self._world.name(node.id)}{' --force' if force else ''}")
+
+    def add_node(self, manager: SimManager) -> None:
+        if len(manager.store.all(Node)) < MOST_NODES:
+            self._world.join()
+
+    def create_network(self, manager: SimManager) -> None:
+        """As the control API will, when it may: an overlay of the user's."""
+        if len(manager.store.all(Network)) >= 7:
+            return
+        self._numbers += 1
+        spec = NetworkSpec(name=f"net{self._numbers}", driver_configuration=Driver(name="overlay"), scope="swarm")
+        network = Network(id=new_id(self._rng), spec=spec)
+        self._world.names[network.id] = spec.name
+        call = manager.store.commit([Create(network, "created by the user")], by="control")
+        self._ask(manager, call, f"network create {spec.name}")
+
+    def remove_network(self, manager: SimManager) -> None:
+        used = {attachment.target for service in manager.store.all(Service) for spec in (service.spec, service.previous_spec) if spec
+                for attachment in spec.task_template.networks or ()}  # fmt: skip
+        attached = {attachment.network_id for node in manager.store.all(Node) for attachment in node.attachments}
+        network = self._pick([n for n in manager.store.all(Network) if n.name.startswith("net") and n.id not in used | attached])
+        if network is not None:
+            call = manager.store.commit([Delete(Network, network.id, "removed by the user")], by="control")
+            self._ask(manager, call, f"network rm {network.name}")
+
+    # what they ask for
+
+    def _service_spec(self, manager: SimManager, name: str) -> ServiceSpec:
+        rng = self._rng
+        mode = Mode(global_=Global()) if rng.random() < 0.2 else Mode(replicated=Replicated(replicas=rng.randrange(1, 6)))
+        networks = [network for network in manager.store.all(Network) if network.name.startswith("net")]
+        attached = NetworkAttachmentConfig(target=rng.choice(networks).id) if networks and rng.random() < 0.4 else None
+        reserved = rng.choice((0, 0, 0, 500_000_000, 1_500_000_000))
+        return ServiceSpec(
+            name=name,
+            task_template=TaskSpec(
+                container_spec=ContainerSpec(image=self._image()),
+                restart_policy=self._policy(),
+                placement=self._placement(),
+                networks=(attached,) if attached else None,
+                resources=ResourceRequirements(reservations=Reservations(nano_cpus=reserved)) if reserved else None,
+            ),
+            mode=mode,
+            update_config=self._rollout(),
+            rollback_config=self._rollout(),
+            endpoint_spec=self._endpoint(),
+        )
+
+    def _image(self) -> str:
+        self._numbers += 1
+        return f"{self._rng.choice((IMAGE, IMAGE, IMAGE, IMAGE, 'registry:5000/bad', 'registry:5000/crash'))}:{self._numbers}"
+
+    def _policy(self) -> RestartPolicy | None:
+        rng = self._rng
+        if rng.random() < 0.4:
+            return None
+        return RestartPolicy(
+            condition=rng.choice(("any", "any", "any", "on-failure", "none")),
+            delay=rng.choice((None, 0, 100 * MILLISECOND, SECOND, 3 * SECOND)),
+            max_attempts=rng.choice((None, None, None, 2, 4)),
+            window=rng.choice((None, None, 10 * SECOND)),
+        )
+
+    def _placement(self) -> Placement | None:
+        rng = self._rng
+        chance = rng.random()
+        if chance < 0.15:
+            return Placement(constraints=(f"node.labels.zone=={rng.choice(ZONES)}",))
+        if chance < 0.25:
+            return Placement(max_replicas=rng.randrange(1, 4))
+        if chance < 0.35:
+            return Placement(preferences=(PlacementPreference(spread=SpreadOver(spread_descriptor="node.labels.zone")),))
+        return None
+
+    def _rollout(self) -> UpdateConfig | None:
+        rng = self._rng
+        if rng.random() < 0.25:
+            return None
+        return UpdateConfig(
+            parallelism=rng.choice((0, 1, 1, 2)),
+            delay=rng.choice((0, 0, 500 * MILLISECOND, 2 * SECOND)),
+            failure_action=rng.choice(("", "pause", "continue", "rollback", "rollback")),
+            monitor=rng.choice((0, SECOND, 3 * SECOND)),
+            max_failure_ratio=rng.choice((0, 0, 0.3)),
+            order=rng.choice(("", "stop-first", "start-first")),
+        )
+
+    def _endpoint(self) -> EndpointSpec | None:
+        rng = self._rng
+        chance = rng.random()
+        if chance < 0.6:
+            return None
+        if chance < 0.7:
+            return EndpointSpec(ports=(PortConfig(protocol="tcp", target_port=80, published_port=8000, publish_mode="host"),))
+        published = rng.choice((0, 0, 8080, 8081))
+        mode = "vip"
+        return EndpointSpec(
+            mode=mode, ports=(PortConfig(protocol="tcp", target_port=80, published_port=published, publish_mode="ingress"),)
+        )
+
+    # fate
+
+    def exit_container(self) -> None:
+        running = [(node, id) for node in self._world.nodes.values() for id in sorted(node.runtime.running)]
+        chosen = self._pick(running)
+        if chosen is not None:
+            node, id = chosen
+            node.runtime.exit(id, self._rng.choice((0, 1, 137)))
+
+    def _a_node(self) -> SimNode | None:
+        """Any worker that is all right."""
+        found: SimNode | None = self._pick(
+            [n for n in self._world.nodes.values() if n.alive and not n.cut_off and n is not self._world.home]
+        )
+        return found
+
+    def power_cut(self) -> None:
+        node = self._a_node() if self._rng.random() < 0.8 else self._world.home
+        if node is None or not node.up:
+            return
+        self._world.say(f"fate: power cut of {node.hostname}")
+        if node is self._world.home:
+            self._world.kill_manager()
+        node.power_cut()
+        self._world.agenda.after(self._rng.randrange(1, 60) * SECOND, lambda: self.power_on(node))
+
+    def power_on(self, node: SimNode) -> None:
+        if not node.up:
+            self._world.say(f"fate: {node.hostname} has power again")
+            node.up = True
+            self.start_skepd(node)
+
+    def kill_skepd(self) -> None:
+        node = self._a_node()
+        if node is not None:
+            self._world.say(f"fate: kill -9 of skepd on {node.hostname}")
+            node.kill()
+            self._world.agenda.after(self._rng.randrange(1, 20_000) * MILLISECOND, lambda: self.start_skepd(node))
+
+    def start_skepd(self, node: SimNode) -> None:
+        if node.up and not node.alive:
+            self._world.say(f"fate: skepd starts on {node.hostname}")
+            if node is self._world.home:
+                self._world.start_manager()
+            node.start()
+
+    def kill_manager(self) -> None:
+        home = self._world.home
+        if not home.alive:
+            return
+        self._world.say("fate: kill -9 of the manager")
+        self._world.kill_manager()
+        home.kill()
+        self._world.agenda.after(self._rng.randrange(1, 12_000) * MILLISECOND, lambda: self.start_skepd(home))
+
+    def cut_off(self) -> None:
+        node = self._a_node()
+        if node is not None:
+            self._world.say(f"fate: {node.hostname} is cut off")
+            node.cut_off = True
+            self._world.agenda.after(self._rng.randrange(1, 50) * SECOND, lambda: self.reconnect(node))
+
+    def reconnect(self, node: SimNode) -> None:
+        if node.cut_off:
+            self._world.say(f"fate: {node.hostname} is no longer cut off")
+            node.cut_off = False
+
+    def break_connection(self) -> None:
+        node = self._pick([n for n in self._world.nodes.values() if n.connection is not None])
+        if node is not None and node.connection is not None:
+            self._world.say(f"fate: the connection of {node.hostname} breaks")
+            node.connection.manager.disconnected(node.connection)
+            node.connection.break_off("connection reset by peer")
+
+    def storm(self) -> None:
+        rng = self._rng
+        self._storms += 1
+        number = self._storms
+        self._world.weather = Weather(
+            delay=rng.choice((3, 50, 500, 3000)) * MILLISECOND,
+            lost=rng.choice((0.0, 0.0, 0.02, 0.1)),
+            twice=rng.choice((0.0, 0.0, 0.05)),
+            disorder=rng.random() < 0.4,
+            error=rng.choice((0.0, 0.05, 0.3)),
+            hang=rng.choice((0.0, 0.0, 0.1)),
+            disk=rng.choice((6, 6, 100, 800)),
+        )
+        self._world.say(f"fate: bad weather: {self._world.weather}")
+        self._world.agenda.after(rng.randrange(1, 30) * SECOND, lambda: self._calm(number))
+
+    def _calm(self, number: int) -> None:
+        if number == self._storms:
+            self._world.weather = FAIR
+
+    # the end of all trouble
+
+    def heal(self) -> None:
+        """Nothing bad happens from now on, and what happened is repaired."""
+        world = self._world
+        world.say("all trouble ends")
+        world.healed = True
+        world.weather = FAIR
+        self._storms += 1
+        for node in list(world.nodes.values()):
+            self.reconnect(node)
+            self.power_on(node)
+            self.start_skepd(node)
+        if world.manager is None:
+            world.start_manager()
