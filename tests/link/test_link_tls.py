@@ -19,6 +19,7 @@ from skep.link.messages import Closing, Hello, Report, Welcome
 from skep.link.socket import SmallTls
 from skep.link.tls import MANAGER_NAME, Certificates, digest, joining_context, new_key, parse_token, read_certificate, renewal_time
 from skep.manager.ca import new_root, new_tokens, sign
+from skep.manager.local import first_certificate, renew_own
 from skep.model.cluster import Cluster, Revoked
 from skep.model.enums import Role
 from skep.model.node import Node, NodeDescription
@@ -294,7 +295,7 @@ def test_a_removed_node_hears_it_and_stops(tmp_path: Path) -> None:
             running = group.create_task(agent.run())
             await until(lambda: agent.session.welcomed)
             manager.apply(Delete(Node, "n1", "removed"))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await running
             assert agent.session.removed and "removed from the cluster" in agent.session.reason
 
@@ -320,6 +321,25 @@ def test_a_renewal_gives_a_new_key_and_certificate_and_serves_new_connections(tm
             channel, answer = await greet(client)
             assert isinstance(answer, Welcome)
             await channel.close()
+
+    run(body())
+
+
+def test_a_manager_gives_itself_its_certificates(tmp_path: Path) -> None:
+    async def body() -> None:
+        manager = Manager(tmp_path)
+        certificates = Certificates(tmp_path / "own")
+        first = first_certificate(certificates, manager.root, node_id="manager", cluster_id="cluster", now=CLOCK.now())
+        assert first.serial == certificates.certificate().identity.serial
+        manager.certificates = certificates
+        manager.apply(Change(Node, "manager", {"role": Role.MANAGER}, "the first manager"))
+        async with serving(manager):
+            await renew_own(certificates, manager.authority)
+            after = certificates.certificate()
+            assert after.identity.serial != first.serial and after.identity.role == "swarm-manager"
+            assert manager.store.get(Node, "manager").certificate.serial == after.identity.serial  # type: ignore[union-attr]
+            joined = await join([manager.address], manager.token, Certificates(tmp_path / "n1"))
+            assert manager.store.get(Node, joined.node_id) is not None
 
     run(body())
 
@@ -456,7 +476,7 @@ def test_connections_that_show_nothing_are_counted_and_cut_off(tmp_path: Path) -
 
 
 async def _ended(reader: asyncio.StreamReader) -> bool:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         try:
             return await reader.read(1) == b""
         except ConnectionResetError:

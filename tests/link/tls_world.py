@@ -49,13 +49,17 @@ class Manager:
         self.store.apply([Create(cluster, "for the test"), Create(node("manager"), "for the test")])
         self.store.flush()
         self.token = tokens.worker
+        self.certificates = self.issue("manager", Role.MANAGER)
+        self.address = ""
+        self.restart()
+
+    def restart(self) -> None:
+        """The parts of a manager that live as long as its process, over the same store."""
         self.authority = Authority(self.store, CLOCK, self.rng)
         self.sessions = Sessions(self.store, CLOCK, self.rng)
         self.logs = LogBroker(self.store, self.sessions.dispatcher.send, self.rng)
         self.gate = Gate(self.authority, self.sessions, self.logs)
-        self.certificates = self.issue("manager", Role.MANAGER)
         self.door = Doorkeeper()
-        self.address = ""
 
     def issue(
         self, node_id: str, role: Role = Role.WORKER, *, root: RootCA | None = None, now: int = 0, life: int = 90 * DAY
@@ -118,7 +122,7 @@ async def serving(manager: Manager) -> AsyncIterator[Manager]:
                 task.cancel()
 
 
-async def until(what, seconds: float = 5.0) -> None:  # type: ignore[no-untyped-def]
+async def until(what, seconds: float = 30.0) -> None:  # type: ignore[no-untyped-def]
     """Wait for something that others bring about, looking often; fails when it does not come."""
     async with asyncio.timeout(seconds):
         while not what():  # noqa: ASYNC110

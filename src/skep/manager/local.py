@@ -1,4 +1,4 @@
-"""The manager's own agent speaks to its manager in this process: the same frames, no TLS and no port."""
+"""A manager and its own node in one process: its agent's link (the same frames, no TLS and no port), and its certificate."""
 
 from __future__ import annotations
 
@@ -9,10 +9,30 @@ from skep.errors import SkepError
 from skep.link.channel import Channel, Closed, encode
 from skep.link.memory import pair
 from skep.link.messages import Closing
+from skep.link.tls import Certificates, new_key
+from skep.manager.ca import Authority, sign
 from skep.manager.logs import LogBroker
 from skep.manager.sessions import Sessions
+from skep.model.cluster import RootCA
+from skep.model.enums import Role
+from skep.model.node import Certificate
 
 log = logging.getLogger(__name__)
+
+
+def first_certificate(certificates: Certificates, root: RootCA, *, node_id: str, cluster_id: str, now: int, life: int = 0) -> Certificate:
+    """The first manager's own certificate: files are written, and what belongs into its Node object is given back."""
+    key, csr = new_key()
+    pem, certificate = sign(root, csr, node_id=node_id, role=Role.MANAGER, cluster_id=cluster_id, now=now, life=life)
+    certificates.store(root.cert, pem, key)
+    return certificate
+
+
+async def renew_own(certificates: Certificates, authority: Authority) -> None:
+    """The manager's own renewal, for `skep.agent.renewal.keep_renewed`: it asks nobody."""
+    key, csr = new_key()
+    pem = await authority.renew(certificates.certificate().identity, csr)
+    certificates.store(certificates.root(), pem, key)
 
 
 class LocalLink:
