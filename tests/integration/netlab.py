@@ -81,7 +81,7 @@ class Loop:
             self._loop.close()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(120)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -122,7 +122,10 @@ def test_remote_and_local_endpoints() -> None:
     assert Route(MAIN, "10.0.0.5", "", "v-0.5") in wanted.facts
     assert Group("v-0.5", 4096) in wanted.facts
     chain = next(f for f in wanted.facts if isinstance(f, Chain) and f.name == "p_tcp_8080")
-    assert chain.body == ("meta l4proto tcp dnat ip to numgen random mod 2 map { 0 : 10.0.0.5 . 80, 1 : 10.0.0.6 . 80 }",)
+    assert chain.body == (
+        "meta l4proto tcp dnat ip to numgen random mod 2 map { 0 : 10.0.0.5 . 80, 1 : 10.0.0.6 . 80 }",
+        "meta l4proto tcp dnat to 10.0.0.5:80",
+    )
     assert Element(ROUTER, "pub", "tcp . 8080", "goto p_tcp_8080") in wanted.facts
     assert Element(HOST, "pub", "tcp . 8080") in wanted.facts
     assert wanted.present == {"10.0.0.5", "10.0.0.6"}

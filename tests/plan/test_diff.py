@@ -144,7 +144,7 @@ def wanted_of(world: tuple[Snapshot, tuple[str, ...], tuple[LocalPort, ...]]) ->
     return desired(snapshot, HERE, places, ports)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(worlds(), min_size=1, max_size=6))
 def test_whatever_comes_after_whatever_the_kernel_ends_with_what_is_wanted(
     several: list[tuple[Snapshot, tuple[str, ...], tuple[LocalPort, ...]]],
@@ -162,7 +162,7 @@ def test_whatever_comes_after_whatever_the_kernel_ends_with_what_is_wanted(
         applied = wanted
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(worlds(), worlds())
 def test_a_restart_needs_only_what_can_be_read_back(
     before: tuple[Snapshot, tuple[str, ...], tuple[LocalPort, ...]], after: tuple[Snapshot, tuple[str, ...], tuple[LocalPort, ...]]

@@ -296,16 +296,22 @@ def published_facts(snapshot: Snapshot, backends: Mapping[str, list[str]]) -> se
             facts.add(Element(HOST, "pub", key))
             if addresses:
                 name = port_chain("p", protocol, port.published_port)
-                facts.add(Chain(ROUTER, name, (balance(protocol, addresses, port.target_port),)))
+                facts.add(Chain(ROUTER, name, balance(protocol, addresses, port.target_port)))
                 facts.add(Element(ROUTER, "pub", key, f"goto {name}"))
     return facts
 
 
-def balance(protocol: str, addresses: list[str], port: int) -> str:
+def balance(protocol: str, addresses: list[str], port: int) -> tuple[str, ...]:
+    """Rules that send a connection to one of the backends by chance.
+
+    The last rule needs no map: a packet that is in this chain while the next version of it comes into force may find the old rule's map
+    empty already (seen once in some 100,000 connections), and would be refused.
+    """
+    first = f"meta l4proto {protocol} dnat to {addresses[0]}:{port}"
     if len(addresses) == 1:
-        return f"meta l4proto {protocol} dnat to {addresses[0]}:{port}"
+        return (first,)
     choices = ", ".join(f"{i} : {a} . {port}" for i, a in enumerate(addresses))
-    return f"meta l4proto {protocol} dnat ip to numgen random mod {len(addresses)} map {{ {choices} }}"
+    return (f"meta l4proto {protocol} dnat ip to numgen random mod {len(addresses)} map {{ {choices} }}", first)
 
 
 def local_port_facts(ports: Iterable[LocalPort]) -> set[Fact]:
@@ -313,6 +319,6 @@ def local_port_facts(ports: Iterable[LocalPort]) -> set[Fact]:
     for p in ports:
         key, name = f"{p.protocol} . {p.port}", port_chain("h", p.protocol, p.port)
         facts.add(Element(HOST, "pub", key))
-        facts.add(Chain(ROUTER, name, (balance(p.protocol, [p.address], p.target),)))
+        facts.add(Chain(ROUTER, name, balance(p.protocol, [p.address], p.target)))
         facts.add(Element(ROUTER, "hostpub", key, f"goto {name}"))
     return facts
