@@ -252,7 +252,12 @@ def test_a_cancelled_start_is_not_half_done() -> None:
         async with running_engine() as engine:
             for after in (0.0, 0.002, 0.006, 0.012, 0.02):
                 made = config("sleep", "60")
-                await engine.create(made)
+                try:
+                    async with asyncio.timeout(after / 10):
+                        await engine.create(made)
+                except TimeoutError:
+                    with pytest.raises(Conflict, match="already in use by container"):
+                        await engine.create(config("true", name=made.name))
                 try:
                     async with asyncio.timeout(after):
                         await engine.start(made.id)

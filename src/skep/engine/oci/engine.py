@@ -192,8 +192,11 @@ class OciEngine:
             raise Conflict(f"container id {config.id} is in use or malformed")
         if not _NAME.fullmatch(config.name):
             raise Invalid(f"Invalid container name ({config.name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
-        holder = self._names.get(config.name)
-        if holder is not None:
+        while (holder := self._names.get(config.name)) is not None:
+            making = self._entries[holder]
+            if not making.made and making.busy is not None:  # a create whose caller has gone: it ends well, or the name is free
+                await self._operations.settle(making)
+                continue
             raise Conflict(
                 f'Conflict. The container name "/{config.name}" is already in use by container "{holder}". '
                 "You have to remove (or rename) that container to be able to reuse that name."

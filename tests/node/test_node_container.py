@@ -1,0 +1,216 @@
+"""A task's spec over its image's: what the container is given, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+
+from skep.engine.base import Image, ImageConfig, Limits, Ulimit
+from skep.errors import Invalid, SkepError
+from skep.model import spec as s
+from skep.model.assignment import TaskItem
+from skep.model.task import Attachment, Task
+from skep.node.container import NodeFacts, build, environment, expanded, log_options, mount_of, parse_size, refuse_unsupported, resolv_conf
+
+FACTS = NodeFacts(hostname="host1", resolv_conf="# x\nnameserver 127.0.0.53\nnameserver 10.0.0.2\nsearch corp.example\noptions ndots:2\n")
+IMAGE = Image(
+    id="sha256:1",
+    config=ImageConfig(
+        entrypoint=("/entry",),
+        cmd=("serve",),
+        env=("PATH=/bin", "A=image"),
+        working_dir="/srv",
+        user="web",
+        labels={"from": "image", "both": "image"},
+        stop_signal="SIGQUIT",
+    ),
+)
+
+
+def item(task: dict[str, Any] | None = None, attachments: tuple[Attachment, ...] = (), **container: Any) -> TaskItem:
+    spec = s.TaskSpec(container_spec=s.ContainerSpec(image="web:1", **container), **(task or {}))
+    made = Task(id="tid", service_id="sid", service_name="web", slot=2, node_id="nid", spec=spec, attachments=attachments)
+    return TaskItem(task=made)
+
+
+def made(given: TaskItem, image: Image = IMAGE) -> Any:
+    spec = expanded(given, FACTS)
+    refuse_unsupported(given, spec)
+    return build(given, spec, image, FACTS, "ab" * 32, "/n", ())
+
+
+def test_names_and_labels() -> None:
+    config = made(item(labels={"both": "spec", "x": "y"}))
+    assert (config.name, config.id, config.image, config.netns) == ("web.2.tid", "ab" * 32, "sha256:1", "/n")
+    assert config.labels == {
+        "from": "image",
+        "both": "spec",
+        "x": "y",
+        "com.docker.swarm.node.id": "nid",
+        "com.docker.swarm.service.id": "sid",
+        "com.docker.swarm.service.name": "web",
+        "com.docker.swarm.task": "",
+        "com.docker.swarm.task.id": "tid",
+        "com.docker.swarm.task.name": "web.2.tid",
+    }
+    assert config.extra["image"] == "web:1"
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "expected"),
+    [
+        (None, None, ("/entry", "serve")),
+        (None, ("x",), ("/entry", "x")),
+        (("c",), None, ("c",)),
+        (("c",), ("x", "y"), ("c", "x", "y")),
+    ],
+)
+def test_arguments(command: Any, args: Any, expected: tuple[str, ...]) -> None:
+    assert made(item(command=command, args=args)).args == expected
+
+
+def test_no_command_at_all() -> None:
+    with pytest.raises(Invalid, match="no command specified"):
+        made(item(), Image(id="sha256:2"))
+
+
+def test_what_the_image_says_holds_until_the_spec_says_otherwise() -> None:
+    plain = made(item())
+    assert (plain.cwd, plain.user, plain.stop_signal, plain.env) == ("/srv", "web", "SIGQUIT", ("PATH=/bin", "A=image"))
+    config = made(item(dir="/w/../v", user="7:8", stop_signal="SIGINT", env=("A=spec", "B={{.Task.Slot}}", "PATH"), groups=("9",)))
+    assert (config.cwd, config.user, config.stop_signal, config.env) == ("/v", "7:8", "SIGINT", ("A=spec", "B=2"))
+    with pytest.raises(Invalid, match="the working directory 'rel' is invalid, it needs to be an absolute path"):
+        made(item(dir="rel"))
+
+
+def test_the_rest_of_the_spec() -> None:
+    rights = s.Privileges(no_new_privileges=True, seccomp=s.SeccompOpts(mode="custom", profile=base64.b64encode(b'{"a":1}').decode()))
+    config = made(
+        item(
+            {"resources": s.ResourceRequirements(limits=s.Limits(nano_cpus=5, memory_bytes=6, pids=7))},
+            (Attachment(network_id="ing", addresses=("10.0.0.5/24",)),),
+            hostname="{{.Node.Hostname}}-{{.Task.Slot}}",
+            tty=True,
+            open_stdin=True,
+            read_only=True,
+            init=True,
+            capability_add=("CAP_X",),
+            sysctls={"net.core.somaxconn": "9", "kernel.msgmax": "1"},
+            ulimits=(s.Ulimit(name="nofile", soft=1, hard=2),),
+            oom_score_adj=3,
+            hosts=("10.1.1.1 a b",),
+            privileges=rights,
+            dns_config=s.DNSConfig(nameservers=("1.1.1.1",), search=("x.example", "."), options=("ndots:1",)),
+        )
+    )
+    assert config.hostname == "host1-2" and config.tty and config.stdin and config.read_only and config.init
+    assert config.limits == Limits(nano_cpus=5, memory=6, pids=7)
+    assert config.sysctls == {"kernel.msgmax": "1"}, "those of the network go to the sandbox"
+    assert config.ulimits == (Ulimit(name="nofile", soft=1, hard=2),)
+    assert config.hosts == ("10.1.1.1\ta", "10.1.1.1\tb", "10.0.0.5\thost1-2")
+    assert config.seccomp == '{"a":1}' and config.no_new_privileges
+    assert config.resolv_conf == "nameserver 1.1.1.1\nsearch x.example\noptions ndots:1\n"
+
+
+def test_resolvers_of_the_host_that_a_container_can_reach() -> None:
+    assert resolv_conf(None, FACTS.resolv_conf) == "nameserver 10.0.0.2\nsearch corp.example\noptions ndots:2\n"
+    assert resolv_conf(None, "") == ""
+
+
+def test_generic_resources_become_variables() -> None:
+    given = item()
+    resources = (
+        s.GenericResource(named_resource_spec=s.NamedGenericResource(kind="gpu", value="U1")),
+        s.GenericResource(named_resource_spec=s.NamedGenericResource(kind="gpu", value="U2")),
+        s.GenericResource(discrete_resource_spec=s.DiscreteGenericResource(kind="ssd-x", value=3)),
+    )
+    import msgspec
+
+    given = TaskItem(task=msgspec.structs.replace(given.task, generic_resources=resources))
+    assert made(given).env[-2:] == ("DOCKER_RESOURCE_GPU=U1,U2", "DOCKER_RESOURCE_SSD_X=3")
+
+
+@pytest.mark.parametrize(
+    ("container", "message"),
+    [
+        (
+            {"secrets": (s.SecretReference(secret_id="i", secret_name="key"),)},
+            "secret key: secrets are not available in this version of skep",
+        ),
+        ({"configs": (s.ConfigReference(config_id="i"),)}, "config i: configs are not available in this version of skep"),
+        ({"mounts": (s.Mount(type="volume", source="v", target="/v"),)}, "mount /v: mounts of type volume are not available"),
+        ({"mounts": (s.Mount(type="image", source="v", target="/v"),)}, "mount /v: mounts of type image are not available"),
+        ({"isolation": "hyperv"}, "isolation hyperv is for Windows containers"),
+        ({"privileges": s.Privileges(credential_spec=s.CredentialSpec(file="x"))}, "a credential spec is for Windows containers"),
+        ({"privileges": s.Privileges(selinux_context=s.SELinuxContext(user="x"))}, "SELinux labels are not available"),
+        ({"privileges": s.Privileges(seccomp=s.SeccompOpts(mode="custom", profile="%"))}, "seccomp profile is not base64 of JSON"),
+        ({"privileges": s.Privileges(seccomp=s.SeccompOpts(mode="odd"))}, "unknown seccomp mode odd"),
+        ({"hostname": "{{.Nope}}"}, "expanding hostname failed: template: expansion:1"),
+        ({"mounts": (s.Mount(type="bind", source="rel", target="/v"),)}, "invalid mount path: 'rel' mount path must be absolute"),
+    ],
+)
+def test_what_this_version_cannot_do_is_never_ignored(container: dict[str, Any], message: str) -> None:
+    with pytest.raises(SkepError) as refused:
+        made(item(**container))
+    assert message in refused.value.text and "\n" not in refused.value.text
+
+
+def test_a_network_without_an_address_is_refused_but_the_hosts_own() -> None:
+    with pytest.raises(SkepError, match="network n1: networks of one node are not available"):
+        made(item(None, (Attachment(network_id="n1"),)))
+    assert made(item(None, (Attachment(network_id="host"),))).host_network
+
+
+@pytest.mark.parametrize(
+    ("driver", "expected"),
+    [
+        (s.Driver(name=""), ("json-file", 0, 1)),
+        (s.Driver(name="json-file", options={"max-size": "10m", "max-file": "3", "labels": "a"}), ("json-file", 10 << 20, 3)),
+        (s.Driver(name="local"), ("local", 20 << 20, 5)),
+        (s.Driver(name="none"), ("none", 0, 1)),
+    ],
+)
+def test_log_drivers(driver: s.Driver, expected: tuple[str, int, int]) -> None:
+    assert log_options(driver) == expected
+
+
+@pytest.mark.parametrize(
+    ("driver", "message"),
+    [
+        (s.Driver(name="syslog"), "logging driver syslog is not available: this node keeps logs with json-file, local or none"),
+        (s.Driver(name="json-file", options={"colour": "red"}), "unknown log opt 'colour' for json-file log driver"),
+        (s.Driver(name="json-file", options={"mode": "non-blocking"}), "log option mode=non-blocking is not available"),
+        (s.Driver(name="json-file", options={"max-size": "huge"}), "invalid size: 'huge'"),
+        (s.Driver(name="json-file", options={"max-file": "2"}), "max-file cannot be used without max-size"),
+        (s.Driver(name="json-file", options={"max-size": "1m", "max-file": "0"}), "max-file cannot be less than 1"),
+    ],
+)
+def test_log_drivers_refused(driver: s.Driver, message: str) -> None:
+    with pytest.raises(SkepError) as refused:
+        log_options(driver)
+    assert message in refused.value.text
+
+
+def test_sizes() -> None:
+    assert [parse_size(text) for text in ("10", "10b", "1k", "1KiB", "1.5m", "2gb", "-1")] == [10, 10, 1024, 1024, 3 << 19, 2 << 30, 0]
+
+
+def test_mounts() -> None:
+    bind = mount_of(
+        s.Mount(
+            type="bind",
+            source="/a",
+            target="/b",
+            read_only=True,
+            bind_options=s.BindOptions(propagation="rslave", non_recursive=True, read_only_force_recursive=True),
+        )
+    )
+    assert (bind.source, bind.read_only, bind.propagation, bind.recursive, bind.options) == ("/a", True, "rslave", False, ("rro",))
+    options = s.TmpfsOptions(size_bytes=1024, mode=0o1770, options=(("uid", "5"), ("exec",)))
+    assert mount_of(s.Mount(type="tmpfs", target="/t", tmpfs_options=options)).options == ("size=1024", "mode=1770", "uid=5", "exec")
+
+
+def test_environment_merges() -> None:
+    assert environment(("A=1", "B=2"), ("B=3", "A", "C=")) == ("B=3", "C=")

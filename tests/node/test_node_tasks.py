@@ -1,0 +1,351 @@
+"""The runtime of tasks over an engine and a data path in memory: images, network places, health, ends, a restart in between."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skep.clock import SECOND
+from skep.engine.base import Container, Image, ImageConfig
+from skep.errors import Conflict, Invalid, NotFound, SkepError
+from skep.model import spec as s
+from skep.model.assignment import TaskItem
+from skep.model.task import Attachment, Task
+from skep.node.base import Tasks
+from skep.node.container import NodeFacts
+from skep.node.containers import Containers
+from skep.node.tasks import TaskRuntime
+from skep.testing.fake_datapath import FakeDatapath
+from skep.testing.fake_engine import FakeEngine
+from skep.testing.jump_clock import JumpClock
+
+REFERENCE = "registry:5000/web:1"
+PINNED = "registry:5000/web:1@sha256:" + "1" * 64
+INGRESS = (Attachment(network_id="ing", addresses=("10.0.0.5/24",)),)
+HOST_PORT = s.EndpointSpec(ports=(s.PortConfig(protocol="tcp", target_port=80, published_port=8080, publish_mode="host"),))
+
+
+def image(**fields: Any) -> Image:
+    return Image(id="sha256:" + "2" * 64, config=ImageConfig(cmd=("serve",), **fields))
+
+
+def item(
+    id: str = "tid", reference: str = REFERENCE, attachments: tuple[Attachment, ...] = (), endpoint: Any = None, **container: Any
+) -> TaskItem:
+    spec = s.TaskSpec(container_spec=s.ContainerSpec(image=reference, **container))
+    task = Task(id=id, service_id="sid", service_name="web", slot=1, node_id="nid", spec=spec, attachments=attachments, endpoint=endpoint)
+    return TaskItem(task=task)
+
+
+class World:
+    def __init__(self) -> None:
+        self.clock = JumpClock()
+        self.engine = FakeEngine(self.clock)
+        self.datapath = FakeDatapath(self.clock)
+        self.engine.images_.remote[REFERENCE] = image()
+        self.runtime = self.new_runtime()
+
+    def new_runtime(self) -> TaskRuntime:
+        return TaskRuntime(self.engine, self.datapath, NodeFacts(hostname="host1"), self.clock, random.Random(1))
+
+    def only(self) -> Container:
+        (container,) = self.engine.all()
+        return container
+
+
+def play(story: Callable[[World], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20):
+            await story(World())
+
+    asyncio.run(main())
+
+
+def test_a_task_from_image_to_nothing() -> None:
+    async def story(w: World) -> None:
+        tasks: Tasks = w.runtime
+        given = item(attachments=INGRESS, sysctls={"net.ipv4.tcp_syncookies": "0"})
+        await tasks.prepare(given)
+        await tasks.prepare(given)
+        assert len(w.engine.all()) == 1 and w.datapath.places["tid"][0].address == "10.0.0.5/24"
+        assert w.datapath.sysctls["tid"]["net.ipv4.tcp_syncookies"] == "0"
+        assert w.datapath.sysctls["tid"]["net.ipv4.ip_unprivileged_port_start"] == "0"
+        assert w.only().config.netns == "/run/netns/tid"
+        status = tasks.status("tid")
+        assert status is not None and status.container is not None and status.container.pid == 0
+        await tasks.start(given)
+        await tasks.start(given)
+        assert w.engine.starts == [w.only().config.id]
+        status = tasks.status("tid")
+        assert status is not None and status.container is not None and status.container.pid == w.only().pid > 0
+        w.engine.end(w.only().config.id, 3)
+        assert (await tasks.wait(given)).code == 3
+        assert "tid" not in w.datapath.places, "its address may be given to the next one now"
+        status = tasks.status("tid")
+        assert status is not None and status.container is not None and status.container.exit_code == 3
+        await tasks.remove("tid")
+        await tasks.remove("tid")
+        assert tasks.known() == [] and tasks.status("tid") is None and not w.engine.all()
+
+    play(story)
+
+
+def test_images_pulled_or_not() -> None:
+    async def story(w: World) -> None:
+        pulls = w.engine.images_.pulls
+        with pytest.raises(NotFound) as missing:
+            await w.runtime.prepare(item(reference="nosuch:1"))
+        assert missing.value.text == "No such image: nosuch:1: manifest for nosuch:1 not found: manifest unknown: manifest unknown"
+        assert not w.datapath.places, "nothing is left of a task that could not be prepared for want of an image"
+        await w.runtime.prepare(item("a"))
+        await w.runtime.prepare(item("b"))
+        assert pulls == ["nosuch:1", REFERENCE, REFERENCE], "a tag may have moved: it is asked for each time"
+        w.engine.images_.add(PINNED, image())
+        await w.runtime.prepare(item("c", PINNED))
+        assert PINNED not in pulls, "a digest that is here is what is meant"
+        w.engine.images_.remote[REFERENCE] = SkepError("connection refused")
+        await w.runtime.prepare(item("d"))
+        assert len(w.engine.all()) == 4, "a pull that fails where the image is present runs the local one"
+
+    play(story)
+
+
+def test_pulls_of_one_image_at_one_time_are_one() -> None:
+    async def story(w: World) -> None:
+        w.engine.images_.delay = SECOND
+        async with asyncio.TaskGroup() as group:
+            for number in range(20):
+                group.create_task(w.runtime.prepare(item(f"t{number}")))
+        assert len(w.engine.images_.pulls) == 1 and len(w.engine.all()) == 20
+        await w.runtime.prepare(item("later"))
+        assert len(w.engine.images_.pulls) == 2
+
+    play(story)
+
+
+def test_bind_sources(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        bind = s.Mount(type="bind", source=str(tmp_path / "x"), target="/x")
+        with pytest.raises(Invalid) as missing:
+            await w.runtime.prepare(item(mounts=(bind,)))
+        assert missing.value.text == f'invalid mount config for type "bind": bind source path does not exist: {tmp_path}/x'
+        made = s.Mount(type="bind", source=str(tmp_path / "y"), target="/y", bind_options=s.BindOptions(create_mountpoint=True))
+        await w.runtime.prepare(item(mounts=(made,)))
+        assert (tmp_path / "y").is_dir()
+
+    play(story)
+
+
+def test_host_ports() -> None:
+    async def story(w: World) -> None:
+        given = item("a", attachments=INGRESS, endpoint=HOST_PORT)
+        await w.runtime.prepare(given)
+        await w.runtime.start(given)
+        status = w.runtime.status("a")
+        assert status is not None and [port.published_port for port in status.ports] == [8080]
+        with pytest.raises(Conflict, match="port 8080/tcp is already allocated"):
+            await w.runtime.prepare(item("b", attachments=INGRESS, endpoint=HOST_PORT))
+        await w.runtime.shutdown(given)
+        assert not w.datapath.ports
+        await w.runtime.prepare(item("b", attachments=INGRESS, endpoint=HOST_PORT))
+        with pytest.raises(SkepError, match="port 8080 is published in host mode: this needs a bridge network"):
+            await w.runtime.prepare(item("c", endpoint=HOST_PORT))
+
+    play(story)
+
+
+def test_shutdown_of_every_kind() -> None:
+    async def story(w: World) -> None:
+        await w.runtime.shutdown(item("nothing"))
+        given = item(stop_grace_period=30 * SECOND)
+        await w.runtime.prepare(given)
+        await w.runtime.shutdown(given)
+        w.engine.ignores.add("SIGTERM")
+        await w.runtime.start(given)
+        begin = w.clock.now()
+        await w.runtime.shutdown(given)
+        ended = w.only().exit
+        assert ended is not None and ended.code == 137 and w.clock.now() - begin == 30 * SECOND
+        await w.runtime.shutdown(given)
+
+    play(story)
+
+
+def test_a_start_that_fails_says_so() -> None:
+    async def story(w: World) -> None:
+        given = item()
+        await w.runtime.prepare(given)
+        w.engine.fail["start"] = NotFound('exec: "x": executable file not found in $PATH')
+        with pytest.raises(NotFound) as failed:
+            await w.runtime.start(given)
+        assert failed.value.text == 'starting container failed: exec: "x": executable file not found in $PATH'
+
+    play(story)
+
+
+CHECK = s.Healthcheck(test=("CMD-SHELL", "probe me"), interval=10 * SECOND, timeout=2 * SECOND, retries=3)
+
+
+def test_healthy_after_the_first_success() -> None:
+    async def story(w: World) -> None:
+        answers = [(1, b"not yet", 0), (1, b"", 0), (0, b"fine", 0)]
+        asked: list[tuple[str, ...]] = []
+
+        def probe(container: Container, args: tuple[str, ...]) -> tuple[int, bytes, int]:
+            asked.append(args)
+            return answers.pop(0)
+
+        w.engine.probe = probe
+        given = item(healthcheck=CHECK)
+        await w.runtime.prepare(given)
+        begin = w.clock.now()
+        await w.runtime.start(given)
+        assert w.clock.now() - begin == 30 * SECOND
+        assert asked[0] == ("/bin/sh", "-c", "probe me")
+        health = w.runtime.health("tid")
+        assert health is not None and health.status == "healthy" and health.failing_streak == 0
+        assert [result.output for result in health.results] == ["not yet", "", "fine"]
+        (described,) = Containers(w.engine, w.runtime.health).all()
+        assert described.health is health and described.task_id == "tid" and described.image == REFERENCE
+
+    play(story)
+
+
+def test_unhealthy_before_and_after() -> None:
+    async def story(w: World) -> None:
+        w.engine.probe = lambda container, args: (1, b"", 0)
+        given = item(healthcheck=CHECK)
+        await w.runtime.prepare(given)
+        with pytest.raises(SkepError) as failed:
+            await w.runtime.start(given)
+        assert failed.value.text == "unhealthy container" and w.only().running, "stopping it is the agent's next call"
+        await w.runtime.shutdown(given)
+        await w.runtime.remove("tid")
+
+        good = True
+        w.engine.probe = lambda container, args: (0 if good else 1, b"", 0)
+        await w.runtime.prepare(given)
+        await w.runtime.start(given)
+        good = False
+        with pytest.raises(SkepError, match="^unhealthy container$"):
+            await w.runtime.wait(given)
+
+    play(story)
+
+
+def test_a_probe_that_hangs_and_one_that_cannot_run() -> None:
+    async def story(w: World) -> None:
+        w.engine.probe = lambda container, args: (0, b"", 60 * SECOND)
+        given = item(healthcheck=CHECK)
+        await w.runtime.prepare(given)
+        with pytest.raises(SkepError, match="unhealthy container"):
+            await w.runtime.start(given)
+        health = w.runtime.health("tid")
+        assert health is not None
+        assert {(result.code, result.output) for result in health.results} == {(-1, "Health check exceeded timeout (2s)")}
+
+    play(story)
+
+
+def test_the_start_period_forgives() -> None:
+    async def story(w: World) -> None:
+        begin = w.clock.now()
+        w.engine.probe = lambda container, args: (0 if w.clock.now() - begin > 100 * SECOND else 1, b"", 0)
+        given = item(healthcheck=s.Healthcheck(test=("CMD", "x"), interval=10 * SECOND, retries=2, start_period=95 * SECOND))
+        await w.runtime.prepare(given)
+        await w.runtime.start(given)
+        assert 100 * SECOND < w.clock.now() - begin < 120 * SECOND
+
+    play(story)
+
+
+def test_an_end_before_it_was_healthy() -> None:
+    async def story(w: World) -> None:
+        given = item(healthcheck=CHECK)
+        await w.runtime.prepare(given)
+
+        def die(container: Container, args: tuple[str, ...]) -> tuple[int, bytes, int]:
+            w.engine.end(container.config.id, 4)
+            return 137, b"", 0
+
+        w.engine.probe = die
+        with pytest.raises(SkepError) as failed:
+            await w.runtime.start(given)
+        assert failed.value.text == "task: non-zero exit (4)"
+
+    play(story)
+
+
+def test_the_images_health_check_and_none() -> None:
+    async def story(w: World) -> None:
+        probed: list[tuple[str, ...]] = []
+
+        def probe(container: Container, args: tuple[str, ...]) -> tuple[int, bytes, int]:
+            probed.append(args)
+            return 0, b"", 0
+
+        w.engine.probe = probe
+        w.engine.images_.remote[REFERENCE] = image(healthcheck={"Test": ["CMD", "check"], "Interval": SECOND})
+        given = item("a")
+        await w.runtime.prepare(given)
+        begin = w.clock.now()
+        await w.runtime.start(given)
+        assert probed == [("check",)] and w.clock.now() - begin == SECOND
+        none = item("b", healthcheck=s.Healthcheck(test=("NONE",)))
+        await w.runtime.prepare(none)
+        await w.runtime.start(none)
+        assert len(probed) == 1
+        with pytest.raises(SkepError, match='Unknown healthcheck type "ODD"'):
+            await w.runtime.prepare(item("c", healthcheck=s.Healthcheck(test=("ODD", "x"))))
+
+    play(story)
+
+
+def test_a_restart_finds_what_is_there() -> None:
+    async def story(w: World) -> None:
+        running, ended = item("a", attachments=INGRESS, healthcheck=CHECK), item("b")
+        for given in (running, ended):
+            await w.runtime.prepare(given)
+            await w.runtime.start(given)
+        w.engine.end(w.engine.all()[1].config.id, 9)  # type: ignore[index]
+        await w.datapath.attach("orphan", ())
+        again = w.new_runtime()
+        await again.start_up()
+        assert again.known() == ["a", "b", "orphan"]
+        await again.prepare(running)
+        await again.start(running)
+        assert len(w.engine.starts) == 2, "not one container is started anew"
+        assert (await again.wait(ended)).code == 9
+        for task_id in again.known():
+            await again.remove(task_id)
+        assert not w.engine.all() and not w.datapath.places
+
+    play(story)
+
+
+@pytest.mark.parametrize("turns", range(24))
+def test_cancelled_anywhere_and_called_again(turns: int) -> None:
+    """prepare is cancelled after so many turns of the loop; called again it ends well, and nothing is left when all is removed."""
+
+    async def story(w: World) -> None:
+        for call in ("create", "start"):
+            w.engine.delay[call] = SECOND
+        w.datapath.delay["attach"] = SECOND
+        given = item(attachments=INGRESS)
+        for work in (w.runtime.prepare, w.runtime.start):
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(work(given))
+                for _ in range(turns * 10):
+                    await asyncio.sleep(0)
+                task.cancel()
+            await work(given)
+        assert w.only().running
+        await w.runtime.remove("tid")
+        assert not w.engine.all() and not w.datapath.places
+
+    play(story)
