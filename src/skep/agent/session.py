@@ -119,6 +119,8 @@ class Session:
                 self._welcome(message, now)
             case Beaten():
                 self._period, self._answer_by = message.period, None
+                if message.sequence > self._sequence:
+                    return self._break(f"assignments {self._sequence + 1} are missing")
             case Reported():
                 done = [id for id, (sequence, _) in self._unacknowledged.items() if sequence <= message.sequence]
                 for id in done:

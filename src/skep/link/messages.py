@@ -71,9 +71,11 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
 
 
 class Beaten(Message, frozen=True, kw_only=True, tag="beaten"):
-    """Answer to a heartbeat: when the next is due."""
+    """Answer to a heartbeat: when the next is due, and up to where assignments were sent before it: a node that has not got so far has
+    lost the last ones, of which no later one would tell it."""
 
     period: int
+    sequence: int = 0
 
 
 class Reported(Message, frozen=True, kw_only=True, tag="reported"):

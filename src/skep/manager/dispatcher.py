@@ -116,7 +116,7 @@ class Dispatcher:
         match message:
             case Heartbeat():
                 self.applied[session.node_id] = message.applied_version
-                self._put(session, Beaten(period=self._beat(session, now)))
+                self._put(session, Beaten(period=self._beat(session, now), sequence=session.sequence))
             case Report():
                 self._take_report(session, message, now)
             case Described():

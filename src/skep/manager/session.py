@@ -23,7 +23,8 @@ class Session:
         self.reports = 0
         """The last report taken."""
         self._complete = True
-        self._sequence = 0
+        self.sequence = 0
+        """Of the last assignments handed out."""
         self._places: dict[str, tuple[Feed, int]] = {}
 
     def assignments(self, feeds: Feeds, readers: Readers) -> Assignments | None:
@@ -32,8 +33,8 @@ class Session:
         tasks, self.tasks = self.tasks, set()
         if changes is None:
             self._complete = False
-            self._sequence += 1
-            return Assignments(complete=True, results_in=self._sequence, version=feeds.version, set=tuple(self._everything(feeds, readers)))
+            self.sequence += 1
+            return Assignments(complete=True, results_in=self.sequence, version=feeds.version, set=tuple(self._everything(feeds, readers)))
         found, removed = changes
         for id in sorted(tasks):
             item = feeds.task(id, self.node_id)
@@ -43,10 +44,10 @@ class Session:
                 removed.append(f"task/{id}")
         if not found and not removed:
             return None
-        self._sequence += 1
+        self.sequence += 1
         return Assignments(
-            applies_to=self._sequence - 1,
-            results_in=self._sequence,
+            applies_to=self.sequence - 1,
+            results_in=self.sequence,
             version=feeds.version,
             set=tuple(found),
             remove=tuple(removed),
