@@ -141,7 +141,8 @@ async def manager(count: int, beats: int) -> None:
             cpu, wall = await step("connect")
             grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
             print(
-                f"sessions: {count} in {wall:.2f} s: {count / cpu:.0f}/s of a core, {1e3 * cpu / count:.2f} ms each, {grown / count:.0f} KB each"
+                f"sessions: {count} in {wall:.2f} s: {count / cpu:.0f}/s of a core, "
+                f"{1e3 * cpu / count:.2f} ms of CPU and {grown / count:.0f} KB each"
             )
             await asyncio.sleep(1)
             cpu, wall = await step("beat")
