@@ -1,9 +1,9 @@
 """What a four-node cluster on this machine costs, seen from outside through the Docker Engine API.
 
-    sudo .venv/bin/python bench/cluster.py [--sections start,kill,pending,idle] [--sizes 1,20,100] [--reps 5] [--json FILE]
+    sudo .venv/bin/python bench/cluster.py [--sections idle,start,kill,pending] [--sizes 1,20,100] [--reps 5] [--json FILE]
 
 start     from POST /services/create until all replicas are running (no network attached); beside it, in the same run, the limit: the same
-          number of containers through bare crun with a compiled seccomp filter (bench/limit.py), as a ratio
+          number of containers through bare crun with a compiled seccomp filter (bench/containers.py), as a ratio
 kill      SIGKILL of a container's process until its replacement runs (restart delay 0)
 pending   10,000 tasks that no node can take, from create until all are known to be pending
 idle      CPU and memory of the four skepds over 60 s, with 0 and with 100 tasks
@@ -14,6 +14,7 @@ Each figure is the median of the repetitions, with the smallest and largest. The
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import signal
@@ -23,6 +24,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import containers
 
 from skep.local import cluster
 from skep.local.calls import call
@@ -155,36 +158,61 @@ class Bench:
         print(f"{name:28} {row['median_s']:8.3f} s   ({row['min_s']:.3f} to {row['max_s']:.3f}, n={len(samples)}) {extra}", flush=True)
 
 
+class Limit:
+    """The same number of containers through the bare runtime (bench/containers.py)."""
+
+    def __init__(self, runtime: str) -> None:
+        self.bench = containers.Bench()
+        self.bare = containers.Bare(runtime, self.bench)
+        self.runner = asyncio.Runner()
+
+    def __enter__(self) -> Limit:
+        return self
+
+    def run(self, count: int) -> float:
+        made = [containers.wanted() for _ in range(count)]
+        begun = time.perf_counter()
+        self.runner.run(containers.all_at_once(self.bare.start, made))
+        took = time.perf_counter() - begun
+        self.runner.run(containers.all_at_once(self.bare.remove, made))
+        return took
+
+    def __exit__(self, *exc: object) -> None:
+        self.runner.run(self.bare.close())
+        self.runner.close()
+        containers.bundle.remove_cgroups(self.bench.cgroup)
+        self.bench.clear()
+
+
 def sections(b: Bench, args: argparse.Namespace) -> None:
     wanted = args.sections.split(",")
+    if "idle" in wanted:
+        for tasks in (0, 100):
+            row = b.idle(tasks, args.idle)
+            b.rows.append(row)
+            print(json.dumps(row), flush=True)
     if "start" in wanted:
-        from limit import Limit  # bench/limit.py
-
-        with Limit() as limit:
+        with Limit(args.runtime) as limit:
             b.start(4)
             for size in args.sizes:
                 ours, bare = [], []
                 for _ in range(args.reps):
                     bare.append(limit.run(size))
                     ours.append(b.start(size))
-                b.add(f"bare {limit.runtime}, {size}", bare)
+                b.add(f"bare {args.runtime}, {size}", bare)
                 b.add(f"create to running, {size}", ours, ratio=round(statistics.median(ours) / statistics.median(bare), 2))
     if "kill" in wanted:
         b.add("kill to replacement", [b.kill() for _ in range(args.reps)])
     if "pending" in wanted:
         b.add("10,000 pending", [b.pending(10_000) for _ in range(min(3, args.reps))])
-    if "idle" in wanted:
-        for tasks in (0, 100):
-            row = b.idle(tasks, args.idle)
-            b.rows.append(row)
-            print(json.dumps(row), flush=True)
 
 
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--sections", default="start,kill,pending,idle")
+    p.add_argument("--sections", default="idle,start,kill,pending")
     p.add_argument("--sizes", type=lambda s: [int(x) for x in s.split(",")], default=[1, 20, 100])
     p.add_argument("--reps", type=int, default=5)
+    p.add_argument("--runtime", default="crun", help="the bare runtime to compare with (crun or runc)")
     p.add_argument("--idle", type=float, default=60)
     p.add_argument("--json", default="")
     args = p.parse_args()
