@@ -8,6 +8,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from link_world import StillClock
 from tls_world import CLOCK, EXPIRED, Manager, serving, until
 
 from skep.agent.renewal import keep_renewed
@@ -151,14 +152,19 @@ def test_an_unreachable_manager_is_named_and_the_next_one_is_asked(tmp_path: Pat
 
 def test_attempts_to_join_are_limited(tmp_path: Path) -> None:
     async def body() -> None:
-        async with serving(Manager(tmp_path)) as manager:
+        clock = StillClock()
+        async with serving(Manager(tmp_path), clock) as manager:
             wrong = manager.token[:-25] + "0" * 25
-            texts = []
-            for _ in range(23):
+
+            async def attempt() -> str:
                 with pytest.raises(SkepError) as caught:
                     await join([manager.address], wrong, Certificates(tmp_path / "none"))
-                texts.append(caught.value.message)
-            assert "A valid join token" in texts[0] and "too many attempts" in texts[-1]
+                return caught.value.message
+
+            assert all("A valid join token" in text for text in [await attempt() for _ in range(20)])
+            assert "too many attempts to join from this address" in await attempt()
+            clock.time += SECOND
+            assert ["too many" in text for text in [await attempt() for _ in range(3)]] == [False, False, True]
 
     run(body())
 

@@ -12,7 +12,7 @@ from link_world import node
 
 from skep.agent.agent import Agent
 from skep.agent.state import MemoryState, State
-from skep.clock import DAY, SECOND
+from skep.clock import DAY, SECOND, Clock
 from skep.link.client import Client
 from skep.link.server import Server
 from skep.link.socket import Doorkeeper
@@ -108,10 +108,10 @@ def _certificate(read):  # type: ignore[no-untyped-def]
 
 
 @asynccontextmanager
-async def serving(manager: Manager) -> AsyncIterator[Manager]:
+async def serving(manager: Manager, clock: Clock = CLOCK) -> AsyncIterator[Manager]:
     async with asyncio.TaskGroup() as group:
         running = [group.create_task(part) for part in (manager.store.run(), manager.sessions.run(), manager.logs.run())]
-        server = Server(manager.gate, manager.certificates.server_context(), CLOCK, door=manager.door)
+        server = Server(manager.gate, manager.certificates.server_context(), clock, door=manager.door)
         manager.address = f"127.0.0.1:{await server.start('127.0.0.1', 0)}"
         try:
             yield manager
