@@ -82,7 +82,6 @@ class Node:
         )
         self.swarm = self.membership = Membership(
             self.data / "swarm",
-            engine=self.engine,
             clock=self.clock,
             rng=self.rng,
             describe=describer(settings, skep_version()),
@@ -154,6 +153,10 @@ async def serve(settings: Settings) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(node.node_events.run()), group.create_task(node.membership.run())]
+            settled, told = group.create_task(node.membership.settled()), group.create_task(ended.wait())
+            await asyncio.wait((settled, told), return_when=asyncio.FIRST_COMPLETED)
+            settled.cancel()
+            told.cancel()
             for path in dict.fromkeys(sockets):
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 ready = asyncio.Event()

@@ -1,49 +1,32 @@
-"""This node's membership in a cluster: init, join, leave, and what runs while it is a member. Implements `skep.api.context.Swarm`.
+"""This node's membership in a cluster: init, join, leave, and keeping what it needs running. Implements `skep.api.context.Swarm`.
 
-What is remembered is one small file (`swarm/node.json`), the certificates, and on a manager the store. A member's parts run in one task:
-when it ends, for whatever reason, the node says so in `info` and its containers go on. Names no implementation: the daemon hands in how a
-data path and a store's back end are made.
+`skep.member` is what is remembered, `skep.parts` what runs. A failure of the parts (a full disk, a port that is taken) is never the end of
+the daemon: containers go on, `info` says what is wrong, and it is tried again, more and more slowly, until it works or the node leaves.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
-import shutil
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
-from skep import addresses
-from skep.agent.agent import Agent
-from skep.agent.renewal import keep_renewed
-from skep.agent.state import FileState
+from skep import addresses, member
 from skep.api.context import InitRequest, JoinRequest, SwarmInfo
 from skep.clock import MILLISECOND, SECOND, Clock
 from skep.datapath.base import Datapath
-from skep.engine.base import Engine
 from skep.errors import Invalid, SkepError, Unavailable
 from skep.ids import Random, new_id
-from skep.link.client import Client, join
-from skep.link.server import Server
-from skep.link.tls import Certificates, new_key, parse_token
-from skep.manager import ca
-from skep.manager.control import Control, bootstrap_cluster
-from skep.manager.controllers import controllers
-from skep.manager.gate import Gate
-from skep.manager.local import LocalLink
-from skep.manager.logs import LogBroker
-from skep.manager.loop import Loop
-from skep.manager.sessions import Sessions
-from skep.model.cluster import Cluster
-from skep.model.enums import Role
+from skep.link.client import join
+from skep.link.messages import Joined
+from skep.link.tls import Certificates, parse_token
+from skep.manager.control import Control
+from skep.member import Makers, Member
 from skep.model.node import Node, NodeDescription
 from skep.node.tasks import TaskRuntime
+from skep.parts import Parts, clean_up
 from skep.store.base import Backend
-from skep.store.memory import MemoryStore
 
 log = logging.getLogger(__name__)
 
@@ -62,21 +45,15 @@ TIMED_OUT = (
     "Timeout was reached before node joined. The attempt to join the swarm will continue in the background. "
     'Use the "docker info" command to see the current swarm status of your node.'
 )
+GIVEN_UP = "The attempt to join the swarm was given up: this node was told to leave."
+REMOVED = "this node was removed from the cluster"
 PATIENCE = 20.0
 """Seconds that init and join wait (moby: swarmConnectTimeout)."""
-
-
-@dataclass
-class Member:
-    """What swarm/node.json says."""
-
-    node_id: str
-    cluster_id: str
-    manager: bool
-    listen: str
-    advertise: str
-    data_path: str
-    managers: list[str]
+LEAVING = 2 * PATIENCE
+"""Seconds that the tasks of a node that leaves have to stop by themselves."""
+JOIN_RETRY, JOIN_RETRY_LIMIT = 100 * MILLISECOND, 2 * SECOND
+RETRY, RETRY_LIMIT = SECOND, 30 * SECOND
+"""How long after a failure the parts are started again."""
 
 
 class Membership:
@@ -86,58 +63,58 @@ class Membership:
         self,
         root: Path,
         *,
-        engine: Engine,
         clock: Clock,
         rng: Random,
         describe: Callable[[str], NodeDescription],
         make_runtime: Callable[[Datapath], TaskRuntime],
         make_datapath: Callable[[str], Datapath],
         make_backend: Callable[[Path], Backend],
+        patience: float = PATIENCE,
     ) -> None:
-        """`root`: folder for the state; `describe`: from the root certificate; `make_datapath`: from the data path address."""
+        """`root`: folder for the state; `describe`: from the root certificate; `make_datapath`: from the data path address.
+
+        Raises ConfigError when what it finds there is not its own.
+        """
         self._root = root
-        self._engine = engine
-        self._clock = clock
-        self._rng = rng
-        self._describe = describe
-        self._make_runtime = make_runtime
-        self._make_datapath = make_datapath
-        self._make_backend = make_backend
+        self._makers = Makers(clock, rng, describe, make_runtime, make_datapath, make_backend)
+        self._patience = patience
         self._certificates = Certificates(root / "certificates")
-        self._member = self._load()
+        self._member = member.load(root)
         self._group = asyncio.TaskGroup()
+        self._parts: Parts | None = None
         self._work: asyncio.Task[None] | None = None
         self._joining: asyncio.Task[SkepError | None] | None = None
+        self._trial = False
+        """Init or join waits for the parts: their first failure ends it."""
+        self._leaving = False
         self._error = ""
-        self._agent: Agent | None = None
-        self._control: Control | None = None
         self._busy = asyncio.Lock()
         self._changed = asyncio.Event()
+        self._up = asyncio.Event()
 
     # what the API asks
 
     def info(self) -> SwarmInfo:
-        member = self._member
-        if member is None:
-            return SwarmInfo(state="pending" if self._joining else "inactive", error=self._error)
-        managers = list((self._agent.session.managers if self._agent else ()) or member.managers)
-        ids: dict[str, str] = {}
-        if self._control is not None:
-            ids = {n.manager_addr: n.id for n in self._control.view.all(Node) if n.manager_addr}
-        state = "active" if self._work is not None and not self._error else "error" if self._error else "pending"
+        at, parts = self._member, self._parts
+        if at is None:
+            state = "pending" if self._joining is not None else "error" if self._error else "inactive"
+            return SwarmInfo(state=state, error=self._error)
+        control = parts.control if parts is not None else None
+        active = control is not None or (parts is not None and parts.welcomed)
+        ids = {n.manager_addr: n.id for n in control.view.all(Node) if n.manager_addr} if control is not None else {}
         return SwarmInfo(
-            state=state,
-            node_id=member.node_id,
-            node_addr=addresses.split(member.advertise)[0],
-            control_available=self._control is not None,
-            error=self._error,
-            managers=tuple((ids.get(m, ""), m) for m in managers),
+            state="active" if active else "error" if self._error else "pending",
+            node_id=at.node_id,
+            node_addr=addresses.split(at.advertise)[0],
+            control_available=control is not None,
+            error="" if active else self._error or (parts.reason if parts is not None else ""),
+            managers=tuple((ids.get(m, ""), m) for m in (parts.managers if parts is not None else at.managers)),
         )
 
     def cluster(self) -> Control:
         """The control API; raises Unavailable with Docker's reason anywhere but on an active manager."""
-        if self._control is not None:
-            return self._control
+        if self._parts is not None and self._parts.control is not None:
+            return self._parts.control
         if self._member is None:
             raise Unavailable(NOT_MEMBER)
         raise Unavailable(STARTING if self._member.manager else WORKER)
@@ -153,101 +130,67 @@ class Membership:
                 raise Invalid("autolock is not supported yet: the store is kept with mode 0600")
             listening = addresses.listen(request.listen_addr)
             advertised = addresses.advertise(request.advertise_addr, listening)
-            member = Member(
-                node_id=new_id(self._rng),
-                cluster_id=new_id(self._rng),
+            new = Member(
+                node_id=new_id(self._makers.rng),
+                cluster_id=new_id(self._makers.rng),
                 manager=True,
                 listen=addresses.join(*listening),
                 advertise=advertised,
                 data_path=addresses.data_path(request.data_path_addr, advertised),
                 managers=[advertised],
             )
+            self._forget()
             try:
-                self._bootstrap(member, request)
-                self._save(member)
-                await self._begin(member)
-            except BaseException:
-                await self._end()
+                member.bootstrap(self._root, self._certificates, new, request, self._makers)
+                member.save(self._root, new)
+            except (SkepError, OSError) as error:
                 self._forget()
+                raise error if isinstance(error, SkepError) else SkepError(_reason(error)) from None
+            try:
+                async with asyncio.timeout(self._patience):
+                    await self._begin(new)
+            except TimeoutError:
+                await self._depart(new)
+                raise SkepError("the new cluster's manager did not begin its work in time; nothing of it was kept") from None
+            except BaseException:
+                await self._depart(new)
                 raise
-            return member.node_id
-
-    def _bootstrap(self, member: Member, request: InitRequest) -> None:
-        """The cluster's first state, certificates and all, durable."""
-        self._forget()
-        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        now = self._clock.now()
-        root = ca.new_root(now)
-        key, csr = new_key()
-        life = request.spec.ca_config.node_cert_expiry
-        pem, certificate = ca.sign(
-            root, csr, node_id=member.node_id, role=Role.MANAGER, cluster_id=member.cluster_id, now=now, **({"life": life} if life else {})
-        )
-        backend = self._make_backend(self._root)
-        try:
-            store = MemoryStore(backend, self._clock)
-            ops = bootstrap_cluster(
-                store,
-                cluster_id=member.cluster_id,
-                node_id=member.node_id,
-                root_ca=root,
-                rng=self._rng,
-                spec=request.spec,
-                address=member.data_path,
-                manager_addr=member.advertise,
-                availability=request.availability,
-                description=self._describe(root.cert),
-                certificate=certificate,
-                default_addr_pool=request.default_addr_pool,
-                subnet_size=request.subnet_size,
-                data_path_port=request.data_path_port,
-            )
-            store.apply(ops, by="control")
-            store.flush()
-        finally:
-            backend.close()
-        self._certificates.store(root.cert, pem, key)
+            return new.node_id
 
     async def join(self, request: JoinRequest) -> None:
         async with self._busy:
             self._must_be_free()
             if not request.remote_addrs or not all(request.remote_addrs):
-                raise Invalid("at least 1 address is required to join")
+                raise Invalid("at least 1 RemoteAddr is required to join")
             if not request.token:
                 raise Invalid("A valid join token is necessary to join this cluster", rpc="InvalidArgument")
             parse_token(request.token)
-            listening = addresses.listen(request.listen_addr or "0.0.0.0:2377")
+            listening = addresses.listen(request.listen_addr or f"0.0.0.0:{addresses.DEFAULT_PORT}")
+            if request.advertise_addr:
+                addresses.advertise(request.advertise_addr, listening)
+            if request.data_path_addr:
+                addresses.data_path(request.data_path_addr, "")
             remotes = [addresses.join(*addresses.split(a)) for a in request.remote_addrs]
             self._forget()
+            joining = self._joining = self._group.create_task(self._join(request, listening, remotes))
+        await asyncio.wait([joining], timeout=self._patience)
+        if not joining.done():
+            raise Unavailable(TIMED_OUT)
+        if joining.cancelled():
+            raise Unavailable(GIVEN_UP)
+        if (failure := joining.result()) is not None:
             self._error = ""
-            task = self._joining = self._group.create_task(self._join(request, listening, remotes))
-            done, _ = await asyncio.wait([task], timeout=PATIENCE)
-            if not done:
-                raise Unavailable(TIMED_OUT)
-            self._joining = None
-            failure = task.result()
-            if failure is not None:
-                self._error = ""
-                self._forget()
-                raise failure
+            raise failure
 
     async def _join(self, request: JoinRequest, listening: tuple[str, int], remotes: list[str]) -> SkepError | None:
-        """Try until a manager answers; gives the error that ends it, so that a task nobody waits for any more does not fail."""
-        wait = 100 * MILLISECOND
-        while True:
-            try:
-                joined = await join(remotes, request.token, self._certificates, availability=request.availability)
-                break
-            except Unavailable as error:
-                self._error = error.text
-                await self._clock.sleep(wait)
-                wait = min(2 * wait, 2 * SECOND)
-            except SkepError as error:
-                return error
+        """Until this node has its session. Gives the error that ends it, so that a task nobody waits for any more does not fail."""
+        begun: Member | None = None
         try:
-            advertised = request.advertise_addr or self._address_towards(remotes[0])
-            advertised = addresses.advertise(advertised, listening)
-            member = Member(
+            joined = await self._knock(request, remotes)
+            self._error = ""
+            towards = request.advertise_addr or await asyncio.to_thread(_address_towards, remotes[0])
+            advertised = addresses.advertise(towards, listening)
+            new = Member(
                 node_id=joined.node_id,
                 cluster_id=joined.cluster_id,
                 manager=False,
@@ -256,48 +199,57 @@ class Membership:
                 data_path=addresses.data_path(request.data_path_addr, advertised),
                 managers=list(joined.managers) or remotes,
             )
-            self._error = ""
-            self._save(member)
-            await self._begin(member)
-        except SkepError as error:
-            await self._end()
-            return error
-        self._joining = None
-        return None
+            member.save(self._root, new)
+            begun = new
+            await self._begin(new)
+        except Exception as error:
+            if not isinstance(error, SkepError | OSError):
+                log.exception("joining the cluster failed")
+            if begun is not None:
+                await self._depart(begun)
+            self._forget()
+            self._error = _reason(error)
+            return error if isinstance(error, SkepError) else SkepError(self._error)
+        else:
+            return None
+        finally:
+            if self._joining is asyncio.current_task():
+                self._joining = None
 
-    @staticmethod
-    def _address_towards(remote: str) -> str:
-        """The address of this host from which the manager is reached."""
-        import socket
-
-        host, port = addresses.split(remote)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_DGRAM) as s:
+    async def _knock(self, request: JoinRequest, remotes: list[str]) -> Joined:
+        """Try until a manager answers."""
+        wait = JOIN_RETRY
+        while True:
             try:
-                s.connect((host, port))
-            except OSError:
-                return ""
-            return str(s.getsockname()[0])
+                member.make_folder(self._root)
+                return await join(remotes, request.token, self._certificates, availability=request.availability)
+            except Unavailable as error:
+                self._error = error.text
+                await self._makers.clock.sleep(wait)
+                wait = min(2 * wait, JOIN_RETRY_LIMIT)
 
     async def leave(self, force: bool) -> None:
         async with self._busy:
-            if self._joining is not None:
-                self._joining.cancel()
+            if (joining := self._joining) is not None:
+                joining.cancel()
+                await asyncio.wait([joining])
                 self._joining = None
-                self._error = ""
+            elif self._member is None and not self._error:
+                raise Unavailable("This node is not part of a swarm")
+            if (at := self._member) is None:
                 self._forget()
                 return
-            if self._member is None:
-                raise Unavailable("This node is not part of a swarm")
-            if self._member.manager and not force:
+            if at.manager and not force:
                 raise Unavailable(LAST_MANAGER)
-            if self._agent is not None:
-                await self._agent.leave()
-                if self._work is not None:
-                    await asyncio.wait([self._work], timeout=2 * PATIENCE)
-            await self._end()
-            await self._clean_up()
-            self._forget()
+            self._leaving = True
+            try:
+                agent = self._parts.agent if self._parts is not None else None
+                if agent is not None and self._work is not None:
+                    await agent.leave()
+                    await asyncio.wait([self._work], timeout=LEAVING)
+                await self._depart(at)
+            finally:
+                self._leaving = False
 
     # what runs
 
@@ -306,204 +258,133 @@ class Membership:
         async with self._group:
             if self._member is not None:
                 self._start(self._member)
+            self._up.set()
             await asyncio.Event().wait()
 
-    async def _begin(self, member: Member) -> None:
-        """Start, and wait until this node has its session; raises what went wrong."""
-        self._start(member)
-        async with asyncio.timeout(PATIENCE):
-            while not (self._agent is not None and self._agent.session.welcomed):
-                if self._error:
-                    raise SkepError(self._error)
+    async def settled(self) -> None:
+        """Wait until `run` runs, and a manager answers or has failed: a daemon that is started again is whole when its clients come."""
+        await self._up.wait()
+        try:
+            async with asyncio.timeout(self._patience):
+                while (at := self._member) is not None and at.manager and self.info().state == "pending":
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            log.warning("the manager is not ready yet")
+
+    async def _begin(self, new: Member) -> None:
+        """Start, and wait until this node has its session; raises what went wrong. What has begun is started again when it fails."""
+        self._trial = True
+        try:
+            work = self._start(new)
+            while self._parts is None or not self._parts.welcomed:
+                if work.done():
+                    raise SkepError(self._error or REMOVED)
                 self._changed.clear()
                 await self._changed.wait()
+        finally:
+            self._trial = False
 
-    def _start(self, member: Member) -> None:
-        self._member, self._error = member, ""
-        self._work = self._group.create_task(self._supervise(member))
+    def _start(self, at: Member) -> asyncio.Task[None]:
+        self._member, self._error, self._parts = at, "", None
+        self._work = self._group.create_task(self._keep_running(at))
+        return self._work
 
     async def _end(self) -> None:
         if self._work is not None:
             self._work.cancel()
             await asyncio.wait([self._work])
-        self._work = None
+        self._work = self._parts = None
 
-    async def _supervise(self, member: Member) -> None:
-        """One membership from start to end. Its failure is the node's error, not the daemon's end: containers go on."""
+    async def _keep_running(self, at: Member) -> None:
+        """One membership from start to end. A failure is the node's error, not the daemon's end."""
+        clock, wait = self._makers.clock, RETRY
+        while True:
+            began = clock.now()
+            over = await self._run_parts(at)
+            if self._trial or self._leaving:
+                return
+            if over:
+                break
+            if clock.now() - began > RETRY_LIMIT:
+                wait = RETRY
+            await clock.sleep(wait)
+            wait = min(2 * wait, RETRY_LIMIT)
+        log.warning(REMOVED)
+        await clean_up(at, self._makers)
+        self._forget()
+
+    async def _run_parts(self, at: Member) -> bool:
+        """Whether the node has left or was removed; False: something failed, and the error says what."""
+        parts = self._parts = Parts(at, self._root, self._certificates, self._makers, self._parts_changed)
         try:
-            async with self._parts(member):
-                pass
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            reason = _reason(error)
-            log.exception("this node's part in the cluster has failed: %s", reason)
-            self._error = reason
+            await parts.run()
+        except Exception as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError from error
+            parts.welcomed, self._error = False, _reason(error)
+            log.error("this node's part in the cluster has failed: %s", self._error, exc_info=None if _expected(error) else error)
         finally:
-            removed = self._agent is not None and self._agent.session.removed
-            self._agent = self._control = None
             self._changed.set()
-        if removed and not self._busy.locked():
-            log.warning("this node was removed from the cluster")
-            await self._clean_up()
-            self._forget()
+        return parts.removed
 
-    @asynccontextmanager
-    async def _parts(self, member: Member) -> AsyncIterator[None]:
-        datapath = self._make_datapath(member.data_path)
-        await datapath.start_up()
-        try:
-            runtime = self._make_runtime(datapath)
-            await runtime.start_up()
-            state = FileState(self._root / "agent.state")
+    def _parts_changed(self) -> None:
+        at, parts = self._member, self._parts
+        if parts is not None and parts.welcomed:
+            self._error = ""
+        if at is not None and parts is not None and parts.managers != at.managers:
+            at.managers = parts.managers
             try:
-                async with asyncio.TaskGroup() as group:
-                    if member.manager:
-                        await self._run_manager(group, member, runtime, state, datapath)
-                    else:
-                        await self._run_worker(group, member, runtime, state, datapath)
-            finally:
-                state.close()
-            yield
-        finally:
-            await datapath.shut_down()
-
-    async def _run_worker(
-        self, group: asyncio.TaskGroup, member: Member, runtime: TaskRuntime, state: FileState, datapath: Datapath
-    ) -> None:
-        client = Client(self._certificates, self._managers, self._clock, self._rng)
-        agent = self._make_agent(member, runtime, state, datapath, client.session, client.logs)
-        renewing = group.create_task(keep_renewed(self._certificates, client.renew, self._clock, self._rng))
-        await agent.run()
-        renewing.cancel()
-
-    async def _run_manager(
-        self, group: asyncio.TaskGroup, member: Member, runtime: TaskRuntime, state: FileState, datapath: Datapath
-    ) -> None:
-        backend = self._make_backend(self._root)
-        try:
-            store = MemoryStore(backend, self._clock)
-            if next(iter(store.all(Cluster)), None) is None:
-                raise SkepError(f"the cluster's state in {self._root} is empty: it was lost, or another program wrote there")
-            sessions = Sessions(store, self._clock, self._rng)
-            broker = LogBroker(store, sessions.dispatcher.send, self._rng)
-            authority = ca.Authority(store, self._clock, self._rng)
-            control = Control(store, self._clock, self._rng, member.node_id, broker)
-            server = Server(Gate(authority, sessions, broker), self._certificates.server_context(), self._clock)
-            host, port = addresses.split(member.listen)
-            try:
-                await server.start(host, port)
-            except OSError as error:
-                raise SkepError(f"could not listen on {member.listen}: {(os.strerror(error.errno or 0)).lower()}") from None
-            local = LocalLink(member.node_id, sessions, broker)
-            renew = local_renewal(authority, self._certificates)
-            parts = [
-                group.create_task(store.run()),
-                group.create_task(Loop(store, self._clock, self._rng, controllers()).run()),
-                group.create_task(sessions.run()),
-                group.create_task(broker.run()),
-                group.create_task(local.run()),
-                group.create_task(keep_renewed(self._certificates, renew, self._clock, self._rng)),
-            ]
-            self._control = control
-            agent = self._make_agent(member, runtime, state, datapath, local.session, local.logs)
-            try:
-                await agent.run()
-            finally:
-                self._control = None
-                sessions.stop()
-                for part in parts:
-                    part.cancel()
-                await server.close()
-        finally:
-            backend.close()
-
-    def _make_agent(self, member: Member, runtime: TaskRuntime, state: FileState, datapath: Datapath, connect, open_logs) -> Agent:  # type: ignore[no-untyped-def]
-        self._agent = Agent(
-            tasks=runtime,
-            state=state,
-            connect=connect,
-            open_logs=open_logs,
-            describe=lambda: self._describe(self._certificates.root()),
-            clock=self._clock,
-            rng=self._rng,
-            address=member.data_path,
-            managers=tuple(member.managers),
-            logs=runtime,
-            apply_network=datapath.apply,
-            on_session=self._session_changed,
-        )
-        return self._agent
-
-    def _managers(self) -> list[str]:
-        known = self._agent.session.managers if self._agent else ()
-        return list(known) or (self._member.managers if self._member else [])
-
-    def _session_changed(self) -> None:
-        member = self._member
-        if member is not None and self._agent is not None and self._agent.session.managers:
-            managers = list(self._agent.session.managers)
-            if managers != member.managers:
-                member.managers = managers
-                self._save(member)
+                member.save(self._root, at)
+            except SkepError as error:
+                log.warning("the list of managers could not be remembered: %s", error.message)
         self._changed.set()
 
-    # what is remembered
+    # the end
 
     def _must_be_free(self) -> None:
         if self._member is not None or self._joining is not None:
             raise Unavailable(ALREADY)
 
-    def _load(self) -> Member | None:
-        try:
-            return Member(**json.loads((self._root / "node.json").read_text()))
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError) as error:
-            raise SkepError(f"{self._root / 'node.json'}: {error}") from None
-
-    def _save(self, member: Member) -> None:
-        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = self._root / "node.json.tmp"
-        with temporary.open("w") as file:
-            json.dump(asdict(member), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._root / "node.json")
-
     def _forget(self) -> None:
-        """Nothing of a cluster is left on disk."""
-        self._member = None
-        self._certificates.remove()
-        shutil.rmtree(self._root, ignore_errors=True)
+        member.forget(self._root, self._certificates)
+        self._member, self._parts, self._error = None, None, ""
+        self._changed.set()
 
-    async def _clean_up(self) -> None:
-        """Containers of tasks and the cluster's network go when the node has left."""
-        datapath = self._make_datapath(self._member.data_path if self._member else "")
-        await datapath.start_up()
-        runtime = self._make_runtime(datapath)
-        await runtime.start_up()
-        for task_id in runtime.known():
-            try:
-                await runtime.remove(task_id)
-            except SkepError as error:
-                log.warning("a task's container could not be removed: %s", error.message)
-        await datapath.destroy()
+    async def _depart(self, at: Member) -> None:
+        await self._end()
+        await clean_up(at, self._makers)
+        self._forget()
 
 
-def local_renewal(authority: ca.Authority, certificates: Certificates):  # type: ignore[no-untyped-def]
-    """The manager's own certificate is renewed by its own authority."""
+def _address_towards(remote: str) -> str:
+    """The address of this host from which the manager is reached; empty: there is no way to it."""
+    host, port = addresses.split(remote)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as s:
+        try:
+            s.connect((host, port))
+        except OSError:
+            return ""
+        return str(s.getsockname()[0])
 
-    async def renew() -> None:
-        identity = certificates.certificate().identity
-        key, csr = new_key()
-        pem = await authority.renew(identity, csr)
-        certificates.store(certificates.root(), pem, key)
 
-    return renew
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _expected(error: BaseException) -> bool:
+    """What is no mistake of ours: its one line is enough."""
+    return isinstance(_first(error), SkepError | OSError)
 
 
 def _reason(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error.message if isinstance(error, SkepError) else f"{type(error).__name__}: {error}"
+    error = _first(error)
+    if isinstance(error, SkepError):
+        return error.message
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"{type(error).__name__}: {error}"
