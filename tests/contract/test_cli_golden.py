@@ -1,0 +1,33 @@
+"""Every recorded command line of the docker CLI: skep sends the same requests, prints the same, ends with the same code."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from cli_engine import FakeEngine
+from cli_golden import ENVIRON, GOLDEN, plain, requests, words
+
+from skep.cli.main import main
+from skep.cli.shell import Shell
+
+RECORDED = [json.loads(line) for line in GOLDEN.read_text().splitlines()]
+
+
+def sleep(_: float) -> None:
+    raise AssertionError("a command that does not wait slept")
+
+
+@pytest.mark.parametrize("golden", RECORDED, ids=[golden["line"][:60] for golden in RECORDED])
+def test_as_docker_does(golden: dict[str, object], tmp_path: Path) -> None:
+    with FakeEngine(tmp_path / "e.sock") as engine:
+        out, err = io.StringIO(), io.StringIO()
+        environ = {**ENVIRON, "HOME": str(tmp_path), "DOCKER_HOST": f"unix://{engine.path}"}
+        shell = Shell(out, err, environ, lambda: int(str(golden["now"])), sleep, io.StringIO())
+        code = main(words(str(golden["line"])), shell)
+    assert requests(engine) == golden["requests"]
+    assert plain(err.getvalue()) == golden["err"]
+    assert plain(out.getvalue()) == golden["out"]
+    assert code == golden["code"]
