@@ -135,7 +135,10 @@ def main(argv: Sequence[str] | None = None, shell: Shell | None = None) -> int:
         _forget_output()
         return 141
     finally:
-        shell.close()
+        try:
+            shell.close()
+        except KeyboardInterrupt:
+            pass
 
 
 def _forget_output() -> None:
