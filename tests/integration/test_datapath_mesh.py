@@ -113,32 +113,34 @@ def test_a_backend_leaves_under_load_without_one_error(mesh: Lab) -> None:
     threads = [threading.Thread(target=load, args=(node.address,)) for node in mesh.nodes]
     for t in threads:
         t.start()
-    held = None
-    while held is None:
-        s = connect(mesh.client, mesh.nodes[0].address, 8080)
-        if line(s).startswith("10.0.0.7"):
-            held = s
-        else:
-            s.close()
-    for _ in range(20):
-        gone = endpoint("web", third.node_id, third.address, serving=False)
+    try:
+        held = None
+        while held is None:
+            s = connect(mesh.client, mesh.nodes[0].address, 8080)
+            if line(s).startswith("10.0.0.7"):
+                held = s
+            else:
+                s.close()
+        for _ in range(20):
+            gone = endpoint("web", third.node_id, third.address, serving=False)
+            apply_all(mesh, services=[WEB], endpoints=[*mesh.endpoints, gone])
+            apply_all(mesh, services=[WEB], endpoints=[*mesh.endpoints, third])
         apply_all(mesh, services=[WEB], endpoints=[*mesh.endpoints, gone])
-        apply_all(mesh, services=[WEB], endpoints=[*mesh.endpoints, third])
-    apply_all(mesh, services=[WEB], endpoints=[*mesh.endpoints, gone])
-    count = len(answers)
-    while len(answers) < count + 50 and not errors:
-        pass
-    assert "10.0.0.7" not in answers[count + len(threads) :], "a connection came to a backend that was out of the maps"
-    held.sendall(b"still here\n")
-    assert line(held) == "still here"
-    mesh.nodes[2].run(mesh.nodes[2].datapath.detach("10-0-0-7"))
-    apply_all(mesh, services=[WEB], endpoints=mesh.endpoints)
-    count = len(answers)
-    while len(answers) < count + 50 and not errors:
-        pass
-    stop.set()
-    for t in threads:
-        t.join()
+        count = len(answers)
+        while len(answers) < count + 50 and not errors:
+            pass
+        assert "10.0.0.7" not in answers[count + len(threads) :], "a connection came to a backend that was out of the maps"
+        held.sendall(b"still here\n")
+        assert line(held) == "still here"
+        mesh.nodes[2].run(mesh.nodes[2].datapath.detach("10-0-0-7"))
+        apply_all(mesh, services=[WEB], endpoints=mesh.endpoints)
+        count = len(answers)
+        while len(answers) < count + 50 and not errors:
+            pass
+    finally:
+        stop.set()
+        for t in threads:
+            t.join()
     assert not errors
     held.close()
 
