@@ -83,7 +83,7 @@ def encode(message: Any) -> bytes:
 def decode_from_agent(frame: bytes) -> FromAgent:
     try:
         return _from_agent.decode(frame)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise Invalid(f"a frame that cannot be read: {error}") from None
 
 
@@ -97,7 +97,7 @@ def decode_from_manager(frame: bytes) -> FromManager:
 def decode_lines(frame: bytes) -> list[LogLine]:
     try:
         return _lines.decode(frame)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise Invalid(f"a frame that cannot be read: {error}") from None
 
 

@@ -11,6 +11,7 @@ import hmac
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -75,7 +76,7 @@ def sign(
         csr = x509.load_pem_x509_csr(csr_pem.encode())
         public = csr.public_key()
         good = csr.is_signature_valid and isinstance(public, ec.EllipticCurvePublicKey) and isinstance(public.curve, ec.SECP256R1)
-    except (ValueError, TypeError, UnicodeEncodeError):
+    except (ValueError, TypeError, UnicodeEncodeError, UnsupportedAlgorithm):
         good = False
     if not good:
         raise Invalid("the certificate request is not a P-256 request in PEM that signs itself", rpc="InvalidArgument")

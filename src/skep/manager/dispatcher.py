@@ -32,6 +32,7 @@ from skep.link.messages import (
     Reported,
     Welcome,
 )
+from skep.manager.bounds import DESCRIBE_GAP, OUTBOX_LIMIT, check_greeting, too_long
 from skep.manager.feeds import Feeds
 from skep.manager.reports import BATCH_ITEMS, Reports
 from skep.manager.session import Readers, Session
@@ -55,8 +56,7 @@ class Dispatcher:
     """All methods are synchronous and take the time. After any of them, `ready` names the sessions with something to send.
 
     `on_ready` is called for each session that gets something to send. Open the store's watch (of all kinds) before making one: durable
-    changes come in by `changed`. `tick` does what is due and
-    returns when to call it next (None: only when something happens).
+    changes come in by `changed`. `tick` does what is due and returns when to call it next (None: only when something happens).
     """
 
     def __init__(self, store: Store, rng: Random, now: int, *, on_ready: Callable[[Session], None] | None = None) -> None:
@@ -97,6 +97,7 @@ class Dispatcher:
                 "upgrade managers before workers, one version at a time",
                 rpc="FailedPrecondition",
             )
+        check_greeting(hello)
         self._limit_registrations(node_id, now)
         if (old := self.sessions.get(node_id)) is not None:
             self._close(old, "the node began a new session")
@@ -120,13 +121,21 @@ class Dispatcher:
             case Report():
                 self._take_report(session, message, now)
             case Described():
-                node = self._store.get(Node, session.node_id)
-                if node is not None:
-                    self._write_node(node, node.status, message.description, "the node's description changed")
+                self._describe(session, message.description, now)
             case Leave():
                 self._leave(session, now)
             case Hello():
                 self._close(session, "a second greeting in one session")
+
+    def _describe(self, session: Session, description: NodeDescription, now: int) -> None:
+        node = self._store.get(Node, session.node_id)
+        if now < session.described_at + DESCRIBE_GAP:
+            self._close(session, "the node describes itself too often")
+        elif (reason := too_long(description)) is not None:
+            self._close(session, reason)
+        elif node is not None:
+            session.described_at = now
+            self._write_node(node, node.status, description, "the node's description changed")
 
     def disconnect(self, session: Session) -> None:
         """The connection is gone. The node stays READY until its heartbeat is overdue: most come back at once."""
@@ -288,16 +297,13 @@ class Dispatcher:
             for session in self.sessions.values():
                 self._tell_node(session)
         found = self.sessions.get(event.id)
-        if found is None:
-            if event.new is None:
-                self._deadlines.forget(event.id)
-                self.applied.pop(event.id, None)
-                self._registrations.pop(event.id, None)
-        elif not isinstance(event.new, Node):
+        if event.new is None:
             self._deadlines.forget(event.id)
             self.applied.pop(event.id, None)
-            self._close(found, "this node was removed from the cluster", removed=True)
-        elif isinstance(event.old, Node) and event.old.spec != event.new.spec:
+            self._registrations.pop(event.id, None)
+            if found is not None:
+                self._close(found, "this node was removed from the cluster", removed=True)
+        elif found is not None and isinstance(event.new, Node) and isinstance(event.old, Node) and event.old.spec != event.new.spec:
             self._tell_node(found)
 
     def _tell_node(self, session: Session) -> None:
@@ -340,6 +346,10 @@ class Dispatcher:
     # sending
 
     def _put(self, session: Session, message: FromManager) -> None:
+        if len(session.outbox) >= OUTBOX_LIMIT and not session.closed:
+            session.outbox.clear()
+            self._close(session, "the node does not read what it is sent")
+            return
         session.outbox.append(message)
         self._wake(session)
 

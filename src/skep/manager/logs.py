@@ -15,7 +15,8 @@ from skep.ids import Random, new_id
 from skep.link.channel import Channel, Closed, decode_lines
 from skep.link.messages import FromManager, LogLine, LogsUnwanted, LogsWanted
 from skep.manager.control import LogOptions
-from skep.model.enums import TaskState
+from skep.model.enums import NodeState, TaskState
+from skep.model.node import Node
 from skep.model.task import Task
 from skep.store.base import Store
 
@@ -32,6 +33,8 @@ class _Stream:
         self.node_id = node_id
         self.task_ids = task_ids
         self.opened = False
+        self.ended = asyncio.Event()
+        """Nobody reads it any more, or its node is gone: the connection is to be closed from our side."""
 
 
 class _Reader:
@@ -46,7 +49,6 @@ class _Reader:
         self.asked: set[str] = set()
         self.failures: list[str] = []
         self.changed = asyncio.Event()
-        self.closed = False
 
 
 class LogBroker:
@@ -56,20 +58,30 @@ class LogBroker:
         """`send`: `Dispatcher.send`."""
         self._send = send
         self._rng = rng
-        self._watch = store.watch(Task)
+        self._watch = store.watch(Task, Node)
         self._readers: dict[str, _Reader] = {}
         """By stream."""
         self._following: dict[str, set[_Reader]] = {}
         """By service."""
 
     async def run(self) -> None:
-        """Readers that follow a service hear of tasks that start later."""
+        """Readers that follow a service hear of tasks that start later; none waits for a node that is down or removed."""
         async for events in self._watch:
             for event in events:
-                task = event.new
-                if isinstance(task, Task) and task.service_id in self._following:
-                    for reader in self._following[task.service_id]:
-                        self._ask(reader, [task])
+                if event.kind is Node:
+                    if not isinstance(event.new, Node) or event.new.status.state is NodeState.DOWN:
+                        self._lose(event.id)
+                elif isinstance(event.new, Task) and event.new.service_id in self._following:
+                    for reader in self._following[event.new.service_id]:
+                        self._ask(reader, [event.new])
+
+    def _lose(self, node_id: str) -> None:
+        for stream_id, reader in list(self._readers.items()):
+            stream = reader.streams.get(stream_id)
+            if stream is not None and stream.node_id == node_id:
+                self._fail(reader, stream_id, f"node {node_id} disconnected unexpectedly")
+                stream.ended.set()
+                reader.room.set()
 
     async def logs(self, tasks: Sequence[Task], options: LogOptions, *, service_id: str = "") -> AsyncIterator[LogLine]:
         """Lines of these tasks, and with `service_id` and follow also of tasks that start later.
@@ -106,18 +118,27 @@ class LogBroker:
             raise NotFound(f"log stream {stream_id[:32]} is not wanted")
         stream.opened = True
         try:
-            while not reader.closed:
+            async with asyncio.TaskGroup() as group:
+                closing = group.create_task(_close_after(stream.ended, channel))
+                await self._take(reader, stream, channel)
+                closing.cancel()
+        except* SkepError as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            self._finish(reader, stream_id)
+
+    async def _take(self, reader: _Reader, stream: _Stream, channel: Channel) -> None:
+        try:
+            while not stream.ended.is_set():
                 lines = [line for line in decode_lines(await channel.receive()) if line.task_id in stream.task_ids]
-                while len(reader.lines) >= FRAMES and not reader.closed:
+                while len(reader.lines) >= FRAMES and not stream.ended.is_set():
                     reader.room.clear()
                     await reader.room.wait()
                 reader.lines.append(lines)
                 reader.changed.set()
         except Closed as closed:
-            if not closed.clean or closed.reason:
-                reader.failures.append(closed.reason if closed.clean else f"node {node_id} disconnected unexpectedly")
-        finally:
-            self._finish(reader, stream_id)
+            if not stream.ended.is_set() and (not closed.clean or closed.reason):
+                reader.failures.append(closed.reason if closed.clean else f"node {stream.node_id} disconnected unexpectedly")
 
     def _ask(self, reader: _Reader, tasks: Iterable[Task]) -> None:
         by_node: dict[str, list[str]] = {}
@@ -160,7 +181,6 @@ class LogBroker:
         reader.changed.set()
 
     def _end(self, reader: _Reader) -> None:
-        reader.closed = True
         following = self._following.get(reader.service_id)
         if following is not None:
             following.discard(reader)
@@ -169,5 +189,11 @@ class LogBroker:
         for stream_id, stream in list(reader.streams.items()):
             self._readers.pop(stream_id, None)
             self._send(stream.node_id, LogsUnwanted(stream=stream_id))
+            stream.ended.set()
         reader.lines.clear()
         reader.room.set()
+
+
+async def _close_after(ended: asyncio.Event, channel: Channel) -> None:
+    await ended.wait()
+    await channel.close()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import msgspec
 
 from skep.errors import Forbidden
+from skep.manager.bounds import oversized
 from skep.model.enums import TaskState
 from skep.model.task import Task, TaskStatus
 from skep.plan.ops import Change, Op
@@ -13,7 +14,7 @@ from skep.plan.view import View
 
 BATCH_ITEMS = 10_000
 TEXT_LIMIT = 4096
-"""Characters of a message or error that a node may report."""
+"""Characters of a message or error that a node may report; the rest is cut off."""
 
 
 class Reports:
@@ -39,6 +40,8 @@ class Reports:
                 raise Forbidden(f"task {id} is not assigned to node {node_id}", rpc="PermissionDenied")
             if not TaskState.ACCEPTED <= status.state <= TaskState.REJECTED:
                 raise Forbidden(f"a node may not report {status.state.word} (task {id})", rpc="PermissionDenied")
+            if oversized(status):
+                raise Forbidden(f"the status of task {id} is too large", rpc="PermissionDenied")
             taken[id] = status
         for id, status in taken.items():
             waiting = self._statuses.get(id)

@@ -22,6 +22,7 @@ class Session:
         """Its tasks that changed since they were last sent."""
         self.reports = 0
         """The last report taken."""
+        self.described_at = 0
         self._complete = True
         self.sequence = 0
         """Of the last assignments handed out."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from skep.clock import SECOND, Clock
-from skep.errors import Invalid
+from skep.errors import Invalid, SkepError
 from skep.ids import Random
 from skep.link.channel import Channel, Closed, decode_from_agent, encode
 from skep.link.messages import Hello
@@ -19,6 +19,10 @@ log = logging.getLogger(__name__)
 HELLO_SECONDS = 10.0
 SEND_SECONDS = 15.0
 """How long a node may not read before its session ends: about when its heartbeat would be overdue."""
+BURST = 2000
+RATE = 500
+"""Frames of a node that are read at once, and then each second (32 KB count as one): a node cannot keep the manager from the others."""
+FRAME_SHARE = 32 << 10
 
 
 class Sessions:
@@ -62,7 +66,7 @@ class Sessions:
                 await self._read(session, channel)
                 if not session.closed:
                     writing.cancel()
-        except* Invalid as errors:
+        except* SkepError as errors:
             raise errors.exceptions[0] from None
         finally:
             del self._wakes[session]
@@ -70,11 +74,16 @@ class Sessions:
             log.info("session ends", extra={"node": node_id, "session": session.id})
 
     async def _read(self, session: Session, channel: Channel) -> None:
+        allowed, at = float(BURST), self._clock.now()
         while True:
             try:
                 frame = await channel.receive()
             except Closed:
                 return
+            now = self._clock.now()
+            allowed, at = min(BURST, allowed + max(now - at, 0) * RATE / SECOND) - 1 - len(frame) / FRAME_SHARE, now
+            if allowed < 0:
+                await self._clock.sleep(int(-allowed * SECOND / RATE))
             self.dispatcher.receive(session, decode_from_agent(frame), self._clock.now())
             self._look_at_time()
 

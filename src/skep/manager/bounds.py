@@ -1,0 +1,51 @@
+"""What a node may say of itself and its tasks: it is trusted with its own containers, not with the manager's memory or others' kernels."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import msgspec
+
+from skep.clock import SECOND
+from skep.link.channel import Refused
+from skep.link.messages import Hello
+from skep.model.node import NodeDescription
+from skep.model.task import TaskStatus
+
+DESCRIPTION_LIMIT = 64 << 10
+"""Bytes of a node's description: it is stored, and read with every list of nodes."""
+DESCRIBE_GAP = SECOND
+"""A node that describes itself more often is stopped: each time is a write to disk."""
+OUTBOX_LIMIT = 4096
+"""Messages that wait for a node that speaks and does not listen."""
+ID_LIMIT = 256
+PORTS_LIMIT = 64 << 10
+"""Bytes of a task's ports that a node may report."""
+
+
+def check_greeting(hello: Hello) -> None:
+    """The address goes to every other node's kernel: one that is none would stop the network of all. Raises Refused."""
+    if hello.address and not _is_address(hello.address):
+        raise Refused(f"{hello.address[:64]!r} is not the address of a node", rpc="InvalidArgument")
+    if (reason := too_long(hello.description)) is not None:
+        raise Refused(reason, rpc="InvalidArgument")
+
+
+def too_long(description: NodeDescription) -> str | None:
+    size = len(msgspec.msgpack.encode(description))
+    return f"the node's description has {size} bytes, {DESCRIPTION_LIMIT} are allowed" if size > DESCRIPTION_LIMIT else None
+
+
+def oversized(status: TaskStatus) -> bool:
+    """Container id and ports are kept as they come (texts are cut)."""
+    if status.container is not None and len(status.container.container_id) > ID_LIMIT:
+        return True
+    return bool(status.ports) and len(msgspec.msgpack.encode(status.ports)) > PORTS_LIMIT
+
+
+def _is_address(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return not (address.is_unspecified or address.is_multicast or getattr(address, "scope_id", None))
