@@ -92,7 +92,10 @@ class Agent:
                     task.cancel()
         finally:
             self._flush()
-        self._state.clear()
+        try:
+            self._state.clear()
+        except OSError as error:
+            log.error("the agent's state could not be cleared", extra={"reason": error.strerror})
 
     def _over(self) -> bool:
         linked = self._linking is not None and self._clock.now() < self._leave_by

@@ -35,8 +35,9 @@ async def keep_renewed(
             try:
                 await renew()
                 break
-            except SkepError as error:
-                log.warning("the node's certificate could not be renewed", extra={"reason": error.message, "retry_ns": wait})
+            except (SkepError, OSError) as error:
+                reason = error.message if isinstance(error, SkepError) else str(error)
+                log.warning("the node's certificate could not be renewed", extra={"reason": reason, "retry_ns": wait})
                 await clock.sleep(int(rng.uniform(wait / 2, wait)))
                 wait = min(2 * wait, RETRY_LIMIT)
         log.info("the node's certificate was renewed", extra={"not_after": certificates.certificate().not_after})

@@ -96,10 +96,11 @@ class FileState(MemoryState):
         self._pending: list[bytes] = []
         self._encoder = msgspec.msgpack.Encoder()
         self._node: tuple[str, int, int] = (self.node_id, self.data_path_port, self.version)
-        self._read()
+        self._torn = False
+        """The disk was full in the middle of a line: what is appended would not be read, so the journal has to be written anew."""
+        self._size = self._read()
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._size = os.fstat(self._file).st_size
-        self._rewrite()
+        os.ftruncate(self._file, self._size)
 
     def put_item(self, key: str, item: Item | None) -> None:
         super().put_item(key, item)
@@ -110,19 +111,22 @@ class FileState(MemoryState):
         self._append(_Line(f"status/{task_id}", status=status))
 
     def flush(self) -> None:
-        """Hand everything to the kernel. Raises OSError (disk full): the caller decides."""
+        """Hand everything to the kernel. Raises OSError (disk full): the caller decides; the next flush catches up."""
         node = (self.node_id, self.data_path_port, self.version)
         if node != self._node:
             self._node = node
             self._append(_Line("node", node=node))
         if not self._pending:
             return
+        if self._torn or (self._size > COMPACT_AT and self._size > 4 * self._live()):
+            self._rewrite()
+            return
         data = b"".join(self._pending)
         self._pending.clear()
+        self._torn = True
         _write(self._file, data)
+        self._torn = False
         self._size += len(data)
-        if self._size > COMPACT_AT and self._size > 4 * self._live():
-            self._rewrite()
 
     def clear(self) -> None:
         super().clear()
@@ -131,9 +135,11 @@ class FileState(MemoryState):
 
     def close(self) -> None:
         if self._file >= 0:
-            self.flush()
-            os.close(self._file)
-            self._file = -1
+            try:
+                self.flush()
+            finally:
+                os.close(self._file)
+                self._file = -1
 
     def _append(self, line: _Line) -> None:
         data = self._encoder.encode(line)
@@ -143,11 +149,12 @@ class FileState(MemoryState):
         """Bytes of a journal without history, estimated by its lines."""
         return 512 * (len(self.items) + len(self.statuses) + 1)
 
-    def _read(self) -> None:
+    def _read(self) -> int:
+        """Returns how much of it is whole."""
         try:
             data = self._path.read_bytes()
         except FileNotFoundError:
-            return
+            return 0
         decoder = msgspec.msgpack.Decoder(_Line)
         at = 0
         while at + 8 <= len(data):
@@ -167,6 +174,7 @@ class FileState(MemoryState):
             else:
                 super().put_item(line.key, line.item)
         self._node = (self.node_id, self.data_path_port, self.version)
+        return at
 
     def _rewrite(self) -> None:
         self._pending.clear()
@@ -184,7 +192,10 @@ class FileState(MemoryState):
             os.replace(new, self._path)
         except BaseException:
             os.close(file)
+            self._torn = True
+            new.unlink(missing_ok=True)
             raise
+        self._torn = False
         if self._file >= 0:
             os.close(self._file)
         self._file, self._size = file, len(data)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import ssl
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,7 +136,7 @@ class Certificates:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._contexts: list[ssl.SSLContext] = []
+        self._contexts: weakref.WeakSet[ssl.SSLContext] = weakref.WeakSet()
 
     @property
     def there(self) -> bool:
@@ -148,10 +149,12 @@ class Certificates:
         self._write(ROOT_FILE, root_pem, 0o644)
         self._write(CERT_FILE, cert_pem, 0o644)
         os.replace(self._directory / (KEY_FILE + ".new"), self._directory / KEY_FILE)
-        for context in self._contexts:
+        for context in list(self._contexts):
             self._load(context)
 
     def remove(self) -> None:
+        """Files, and contexts: what comes next is another cluster's."""
+        self._contexts.clear()
         for name in (ROOT_FILE, CERT_FILE, KEY_FILE, KEY_FILE + ".new"):
             (self._directory / name).unlink(missing_ok=True)
 
@@ -177,7 +180,7 @@ class Certificates:
     def _fill(self, context: ssl.SSLContext) -> ssl.SSLContext:
         context.load_verify_locations(cadata=self.root())
         self._load(context)
-        self._contexts.append(context)
+        self._contexts.add(context)
         return context
 
     def _load(self, context: ssl.SSLContext) -> None:
@@ -202,7 +205,9 @@ class Certificates:
         new = self._directory / (name + ".tmp")
         file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         try:
-            os.write(file, text.encode())
+            data = memoryview(text.encode())
+            while data:
+                data = data[os.write(file, data) :]
             os.fsync(file)
         finally:
             os.close(file)
