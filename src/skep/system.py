@@ -40,13 +40,21 @@ def _extra(record: logging.LogRecord) -> dict[str, object]:
     return {k: v for k, v in record.__dict__.items() if k not in _STANDARD}
 
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t"}
+
+
+def one_line(text: str) -> str:
+    """What came from images, registries, users or other nodes must not look like lines of ours, nor move a terminal's cursor."""
+    return text if text.isprintable() else text.translate(_CONTROLS)
+
+
 class TextFormatter(logging.Formatter):
     """`2026-11-23T05:36:01.123Z info skep.manager.loop: sentence key=value`"""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         more = "".join(f" {k}={v}" for k, v in _extra(record).items())
-        text = f"{at} {record.levelname.lower()} {record.name}: {record.getMessage()}{more}"
+        text = one_line(f"{at} {record.levelname.lower()} {record.name}: {record.getMessage()}{more}")
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
