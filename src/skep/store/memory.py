@@ -8,6 +8,7 @@ the back end's `write` runs on another thread.
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -271,7 +272,7 @@ class MemoryStore:
                 waiter.set_exception(error)
 
     def _load(self) -> None:
-        decoders = {name: msgspec.msgpack.Decoder(kind) for name, kind in TABLES.items()}
+        decoders = _decoders()
         with _without_collector():
             for row in self._backend.load():
                 self._version = max(self._version, row.version)
@@ -286,6 +287,12 @@ class MemoryStore:
                 if isinstance(new, Task):
                     self._loads.change(None, new)
         self._durable = self._version
+
+
+@functools.cache
+def _decoders() -> dict[str, msgspec.msgpack.Decoder[Any]]:
+    """Making them costs as much as reading a small cluster."""
+    return {name: msgspec.msgpack.Decoder(kind) for name, kind in TABLES.items()}
 
 
 def _stamp(object: Object, fields: dict[str, Any]) -> Object:
