@@ -6,6 +6,7 @@ absent enumeration and its first value) must not replace tasks when another clie
 
 from __future__ import annotations
 
+import functools
 from typing import Any, TypeVar
 
 import msgspec
@@ -163,7 +164,7 @@ def normalised(spec: ServiceSpec, view: View, rng: Random) -> ServiceSpec:
 def _without_empties(spec: S) -> S:
     """Go's types do not tell an empty list or map from an absent one; neither may we."""
     changes: dict[str, Any] = {}
-    for field in msgspec.structs.fields(spec):
+    for field in _fields(type(spec)):
         value = getattr(spec, field.name)
         if isinstance(value, Spec):
             new: Any = _without_empties(value)
@@ -176,6 +177,12 @@ def _without_empties(spec: S) -> S:
         if new is not value:
             changes[field.name] = new
     return msgspec.structs.replace(spec, **changes) if changes else spec
+
+
+@functools.cache
+def _fields(kind: type[Spec]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """Working them out takes longer than all the rest of a request."""
+    return msgspec.structs.fields(kind)
 
 
 def _policy(policy: RestartPolicy | None) -> RestartPolicy | None:
