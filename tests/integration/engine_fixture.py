@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from skep.engine.base import ContainerConfig, Image, ImageConfig, Progress
+from skep.engine.oci import kernel
 from skep.engine.oci.engine import OciEngine
 from skep.errors import NotFound
 
@@ -94,7 +95,7 @@ class Bench:
         name = self.folder.name
         found = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if name in line]
         for pid in os.listdir("/proc"):
-            if pid.isdigit() and int(pid) != os.getpid():
+            if pid.isdigit() and int(pid) != os.getpid() and kernel.start_ticks(int(pid)):
                 try:
                     command = Path(f"/proc/{pid}/cmdline").read_bytes()
                     groups = Path(f"/proc/{pid}/cgroup").read_text()

@@ -162,12 +162,11 @@ def test_what_a_crash_left_unfinished_is_removed() -> None:
             await engine.create(one)
         await engine.start(made.id)
         await engine.shut_down()
-        (bench.data / "containers" / half.id / "state.json").unlink()
-        record = bench.data / "containers" / made.id / "state.json"
-        text = record.read_text()
-        # as if we had died between the go and writing it down
-        at = text.index('"started_at"')
-        record.write_text(text[:at] + '"started_at":0' + text[text.index(",", at) :])
+        (bench.data / "containers" / half.id / "state").unlink()
+        record = bench.data / "containers" / made.id / "state"
+        # as if we had died between the go and writing it down, or while writing
+        made_line, _, started = record.read_text().partition("\n")
+        record.write_text(f"{made_line}\n\n{started.strip()[:-7]}")
         engine = bench.engine()
         await engine.start_up()
         try:

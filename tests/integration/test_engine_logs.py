@@ -163,7 +163,7 @@ def test_following_and_rotation_while_lines_flow() -> None:
             assert (await engine.wait(made.id)).code == 0
             assert got == list(range(1, count + 1))
             kept = await texts(engine.logs(made.id))
-            folder = Path(engine.describe()["root"]) / "containers" / made.id / "logs"
+            folder = Path(engine.describe()["root"]) / "containers" / made.id
             names = [path.name for path in files(folder)]
             assert 2 <= len(names) <= 3, names
             assert kept == [f"{number}\n".encode() for number in range(count - len(kept) + 1, count + 1)]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from skep.engine.oci.runtime import Runtime
+from skep.engine.oci.runtime import Runtime, let_go
 from skep.errors import NotFound, SkepError
 
 _LINE_LIMIT = 1 << 16
@@ -142,9 +142,10 @@ def read_line(fd: int, timeout: float) -> bytes:
     return data.partition(b"\n")[0]
 
 
-def start(places: Places, id: str) -> None:
+def start(places: Places, id: str, pid: int) -> None:
     """Let a created container's process go."""
-    run(places, "start", id)
+    if not (places.runtime.direct and let_go(places.runtime.name, places.state, id, pid)):
+        run(places, "start", id)
 
 
 def run(places: Places, *arguments: str) -> str:

@@ -3,11 +3,13 @@
 Everything that blocks runs in two small pools of threads: one stands in the mount namespace where the runtime runs (`inside`), one in ours
 (`outside`: mounts, files). An operation, once begun, goes on to its end even if its caller is cancelled, and what comes next on that
 container waits for it: so no start is ever half done. Running containers need nothing of us: conmon holds them, exit codes wait in files.
+Longer than 400 lines because it is the contract's calls one after another; what they are made of is in the modules beside it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
 import signal as signals
@@ -102,7 +104,8 @@ class OciEngine:
 
     def _prepare(self) -> tuple[runtime.Runtime, spec.Host, Filters]:
         self._folders.data.mkdir(parents=True, exist_ok=True, mode=0o711)
-        kernel.make_shared_root(str(self._folders.data))
+        self._folders.run.mkdir(parents=True, exist_ok=True, mode=0o755)
+        kernel.make_shared_root(str(self._folders.run))
         self._folders.make()
         chosen = runtime.choose(self._wanted, self._folders.run, self._cgroup_parent)
         return chosen, bundle.host_facts(), Filters(chosen)
@@ -122,15 +125,15 @@ class OciEngine:
             await self.remove(id, force=True)
         await self.shut_down()
 
-        def clear() -> None:
-            runtime.release_view(self._folders.run)
-            bundle.remove_cgroups(self._cgroup_parent)
-            bundle.remove_tree(self._folders.run)
-            bundle.remove_tree(self._folders.data / "containers")
-            bundle.remove_tree(self._folders.data / "l")
-            kernel.umount(str(self._folders.data))
+        await asyncio.to_thread(self._clear)
 
-        await asyncio.to_thread(clear)
+    def _clear(self) -> None:
+        run = self._folders.run
+        runtime.release_view(run)
+        bundle.remove_cgroups(self._cgroup_parent)
+        self._folders.clear()
+        if not any(point.path.startswith(f"{os.path.realpath(run)}/") for point in kernel.mounts()):
+            kernel.umount(str(run))
 
     # reading
 
@@ -150,6 +153,7 @@ class OciEngine:
             "runtime_version": chosen.version,
             "runtime_why": chosen.why,
             "seccomp_compiled": chosen.compiled,
+            "direct_start": chosen.direct,
             "storage_driver": "overlay2",
             "cgroup_driver": "cgroupfs",
             "cgroup_version": "2" if self._host.cgroup2 else "1",
@@ -275,9 +279,9 @@ class OciEngine:
                 conmon.run(self._places, "delete", "--force", entry.id)
 
         def unmount() -> None:
-            kernel.umount(str(self._folders.container(entry.id) / "rootfs"))
+            kernel.umount(str(self._folders.rootfs(entry.id)))
             with suppress(OSError):
-                bundle.save(self._folders, entry.stored)
+                bundle.append(self._folders, entry.stored)
 
         entry.ready = False
 
@@ -358,7 +362,7 @@ class OciEngine:
         if entry.stored.config.log_driver == "none":
             raise SkepError("configured logging driver does not support reading")
         streams = frozenset(stream for stream, asked in ((1, stdout), (2, stderr)) if asked)
-        folder = self._folders.container(entry.id) / "logs"
+        folder = self._folders.container(entry.id)
         return logs.records(
             folder,
             self._inotify,
@@ -396,7 +400,7 @@ class OciEngine:
             raise Conflict(f"container {entry.id} is not running")
         if not config.args:
             raise Invalid("No exec command specified")
-        rootfs = str(self._folders.container(entry.id) / "rootfs")
+        rootfs = str(self._folders.rootfs(entry.id))
         exec_id = new_hex(self._rng)
         folder = self._folders.exec_bundle(exec_id[:24])
 

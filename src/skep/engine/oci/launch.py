@@ -11,7 +11,7 @@ import msgspec
 
 from skep.clock import Clock
 from skep.engine.base import Exit
-from skep.engine.oci import bundle, conmon, kernel, logs
+from skep.engine.oci import bundle, conmon, kernel
 from skep.engine.oci.bundle import Folders, Stored
 from skep.errors import SkepError
 
@@ -26,12 +26,12 @@ def launch(folders: Folders, places: conmon.Places, clock: Clock, stored: Stored
     created = None
     try:
         conmon.forget(places, config.id, folder)
-        log = folders.container(config.id) / "logs" / logs.NAME if config.log_driver != "none" else None
+        log = folders.log(config.id) if config.log_driver != "none" else None
         created = conmon.create(places, config.id, config.name, folder, log, tty=config.tty, stdin=config.stdin, once=config.stdin_once)
         connections += [conmon.connect(folder) for _ in range(attached)]
-        conmon.start(places, config.id)
+        conmon.start(places, config.id, created.pid)
         new = running(stored, created, clock.now(), places.runtime.name)
-        bundle.save(folders, new)
+        bundle.append(folders, new)
         return new, connections
     except (OSError, SkepError) as error:
         for connection in connections:
@@ -68,12 +68,12 @@ def find(folders: Folders, clock: Clock) -> list[tuple[Stored, bool]]:
             continue
         now = _as_it_is(folders, stored, boot, clock.now())
         if now is not stored:
-            bundle.save(folders, now)
+            bundle.append(folders, now)
         found.append(now)
     for leftover in (folders.run / "x").iterdir():
         bundle.remove_tree(leftover)
     found.sort(key=lambda stored: stored.created_at)
-    return [(stored, os.path.ismount(folders.container(stored.config.id) / "rootfs")) for stored in found]
+    return [(stored, os.path.ismount(folders.rootfs(stored.config.id))) for stored in found]
 
 
 def _as_it_is(folders: Folders, stored: Stored, boot: str, now: int) -> Stored:

@@ -67,7 +67,7 @@ class Rotation:
     def _one(self, entry: Entry) -> float:
         """Rotates if it is time; returns the seconds after which to look again. Blocks."""
         config = entry.stored.config
-        folder = self._folders.container(entry.id) / "logs"
+        folder = self._folders.container(entry.id)
         try:
             size = (folder / logs.NAME).stat().st_size
             grown, entry.log_seen = max(size - entry.log_seen, 0), size

@@ -11,9 +11,11 @@ import errno
 import json
 import os
 import platform
+import select
 import shutil
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str = ""
     compiled: bool = False
     """Takes the seccomp filter as a compiled program."""
+    direct: bool = False
+    """A created container is let go through its FIFO, without a process of the runtime (`let_go`)."""
 
     def command(self, state: Path) -> list[str]:
         return [self.path, *self.options(state)]
@@ -113,7 +117,7 @@ def _try_all(wanted: str, run_root: Path, cgroup_parent: str) -> Runtime:
             chosen = Runtime(name="runc", path=runc, version=_version(runc), why=why)
             error = _probe(chosen, run_root, cgroup_parent)
             if not error:
-                return chosen
+                return _direct(chosen, run_root, cgroup_parent)
             refused.append(f"runc: {error}")
     raise Unavailable(f"no container runtime works on this host: {'; '.join(refused) or f'unknown runtime {wanted}'}")
 
@@ -128,7 +132,7 @@ def _try_crun(path: str, run_root: Path, cgroup_parent: str, refused: list[str])
     plain = Runtime(name="crun", path=path, version=version, why="works as it is", compiled=compiled)
     error = _probe(plain, run_root, cgroup_parent)
     if not error:
-        return plain
+        return _direct(plain, run_root, cgroup_parent)
     refused.append(f"crun: {error}")
     if not hybrid():
         return None
@@ -140,10 +144,48 @@ def _try_crun(path: str, run_root: Path, cgroup_parent: str, refused: list[str])
     inside = msgspec.structs.replace(plain, namespace=pin, why=f"in a private view of the hybrid cgroup tree ({error})")
     error = _probe(inside, run_root, cgroup_parent)
     if not error:
-        return inside
+        return _direct(inside, run_root, cgroup_parent)
     refused.append(f"crun in a private cgroup view: {error}")
     release_view(run_root)
     return None
+
+
+def _direct(chosen: Runtime, run_root: Path, cgroup_parent: str) -> Runtime:
+    """The same runtime, letting containers go by itself if that works as well."""
+    direct = msgspec.structs.replace(chosen, direct=True)
+    return chosen if _probe(direct, run_root, cgroup_parent) else direct
+
+
+def let_go(name: str, state: Path, id: str, pid: int, timeout: float = 10.0) -> bool:
+    """What `start` does, without its process: a created container waits at the FIFO `exec.fifo` in the runtime's state, crun's to read a
+    byte, runc's to write one; with the FIFO gone it counts as running. False: it does not look as it should, let the runtime do it.
+    """
+    fifo = state / id / "exec.fifo"
+    try:
+        fd = os.open(fifo, (os.O_WRONLY if name == "crun" else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        if name == "crun":
+            fifo.unlink()
+            return os.write(fd, b"\0") == 1
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            poll.poll(100)
+            try:
+                if os.read(fd, 64):
+                    fifo.unlink()
+                    return True
+            except BlockingIOError:
+                continue
+            if not os.path.exists(f"/proc/{pid}"):
+                return False
+            time.sleep(0.001)  # end of file: it has not opened its end yet
+        return False
+    finally:
+        os.close(fd)
 
 
 def _version(path: str) -> str:
@@ -270,21 +312,8 @@ def _run_probe(runtime: Runtime, bundle: Path) -> str:
     def work() -> None:
         try:
             enter(runtime.namespace)
-            done = subprocess.run(
-                [*base, "run", "--bundle", str(bundle), name],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=_TIMEOUT,
-                check=False,
-            )
-            if done.returncode:
-                lines = (done.stderr or done.stdout).strip().splitlines()
-                result.append(lines[-1] if lines else f"exit code {done.returncode}")
-            elif "Seccomp:\t2" not in done.stdout:
-                result.append("the seccomp filter was not applied")
-            else:
-                result.append("")
+            output, error = _create_and_start(runtime, bundle, base, name)
+            result.append(error or ("" if "Seccomp:\t2" in output else "the seccomp filter was not applied"))
             subprocess.run([*base, "delete", "--force", name], capture_output=True, timeout=_TIMEOUT, check=False)
         except (OSError, subprocess.SubprocessError) as error:
             result.append(str(error))
@@ -293,6 +322,26 @@ def _run_probe(runtime: Runtime, bundle: Path) -> str:
     thread.start()
     thread.join()
     return result[0]
+
+
+def _create_and_start(runtime: Runtime, bundle: Path, base: list[str], name: str) -> tuple[str, str]:
+    """(what the container said, what is wrong)."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    with open(reader, encoding="utf-8", errors="replace") as output, open(bundle / "errors", "w+", encoding="utf-8") as errors:
+        create = [*base, "create", "--bundle", str(bundle), "--pid-file", str(bundle / "pid"), name]
+        try:
+            done = subprocess.run(create, stdin=subprocess.DEVNULL, stdout=writer, stderr=errors, timeout=_TIMEOUT, check=False)
+        finally:
+            os.close(writer)
+        if done.returncode:
+            errors.seek(0)
+            lines = errors.read().strip().splitlines()
+            return "", lines[-1] if lines else f"exit code {done.returncode}"
+        if not runtime.direct:
+            subprocess.run([*base, "start", name], capture_output=True, timeout=_TIMEOUT, check=False)
+        elif not let_go(runtime.name, bundle / "state", name, int((bundle / "pid").read_text()), timeout=2.0):
+            return "", "its FIFO is not as expected"
+        return (output.read() if select.select([reader], [], [], _TIMEOUT)[0] else ""), ""
 
 
 def _probe_spec(runtime: Runtime, bundle: Path, cgroup: str) -> dict[str, Any]:
