@@ -53,8 +53,7 @@ class Kernel:
         self._delete_links(f.link for f in change.remove if isinstance(f, Vxlan))
         if change.forget:
             with netns.entered(router.fd):
-                for backend in change.forget:
-                    forget_udp(backend)
+                forget_udp(change.forget)
 
     def _delete_links(self, links: Iterable[str]) -> None:
         for link in links:
