@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skep.api.body import without_nulls
+from skep.api.body import read_json, without_nulls
 from skep.api.filters import Filters, parse, swarm_labels
 from skep.api.gojson import syntax_error
 from skep.api.query import go_bool, loose_bool, tail, version, when
 from skep.api.streams import KeyWatch, detach_keys, frame, log_details
 from skep.api.wire.ageing import as_of
+from skep.api.wire.canonical import check_numbers
 from skep.api.wire.images import progress_line, split_reference, tagged
 from skep.api.wire.times import ago, padded, stamp
 from skep.clock import SECOND
 from skep.engine.base import Progress
 from skep.errors import Invalid
+from skep.model.spec import TaskSpec
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,29 @@ from skep.errors import Invalid
 )
 def test_broken_json_is_described_as_go_does(text: str, says: str) -> None:
     assert syntax_error(text.encode()) == says
+
+
+@pytest.mark.parametrize("given", [{"x": 10**30}, {"x": [{"y": -(2**63) - 1}]}])
+def test_a_number_that_no_file_can_hold_is_refused_wherever_it_stands(given: dict[str, object]) -> None:
+    with pytest.raises(Invalid, match="cannot unmarshal number"):
+        check_numbers(TaskSpec(plugin_spec=given))
+    check_numbers(TaskSpec(plugin_spec={"x": 2**63 - 1, "y": [True, 1.5, "z"]}))
+
+
+def test_json_that_nests_without_end_is_refused() -> None:
+    class Request:
+        headers = {"Content-Type": "application/json"}
+        body_exists = True
+
+        def __init__(self, depth: int) -> None:
+            self.depth = depth
+
+        async def read(self) -> bytes:
+            return b'{"a":' * self.depth + b"1" + b"}" * self.depth
+
+    for depth in (600, 900, 100_000):
+        with pytest.raises(Invalid, match="exceeded max depth"):
+            asyncio.run(read_json(Request(depth)))  # type: ignore[arg-type]
 
 
 json_values = st.recursive(

@@ -284,6 +284,24 @@ def test_a_failing_disk_is_fatal() -> None:
     asyncio.run(main())
 
 
+def test_what_cannot_be_written_leaves_nobody_waiting() -> None:
+    """A number that the file's form has no place for should have been refused long before; the waiting must end all the same."""
+
+    async def main() -> None:
+        s = MemoryStore(NullBackend(), Clock())
+        runner = asyncio.ensure_future(s.run())
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            with pytest.raises(StoreFailed, match="could not be written"):
+                await s.commit(create(Service(id="a", spec=ServiceSpec(name="a"), spec_version=10**30)))
+            with pytest.raises(StoreFailed, match="could not be written"):
+                await runner
+        with pytest.raises(StoreFailed):
+            s.apply(create(service("b")))
+
+    asyncio.run(main())
+
+
 def test_a_new_store_over_the_same_rows_is_the_same() -> None:
     backend = MemoryBackend()
     s = MemoryStore(backend, Clock())

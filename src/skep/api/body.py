@@ -47,9 +47,9 @@ async def read_json(request: web.Request) -> Any:
         return {}
     try:
         value = msgspec.json.decode(data)
+        return {} if value is None else without_nulls(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"invalid JSON: {syntax_error(data) or error}") from None
-    return {} if value is None else without_nulls(value)
 
 
 def convert(value: Any, kind: type[T]) -> T:

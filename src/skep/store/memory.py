@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from skep.clock import Clock
-from skep.errors import Conflict, NotFound, SkepError
+from skep.errors import Conflict, NotFound, SkepError, StoreFailed
 from skep.model.base import Object
 from skep.model.tables import NAMES, TABLES, Index
 from skep.model.task import Task
@@ -139,6 +139,8 @@ class MemoryStore:
         except SkepError as error:
             self._fail(error)
             raise
+        except Exception as error:
+            raise self._fail(error) from error
         self._settle(events, version)
         return written
 
@@ -246,6 +248,8 @@ class MemoryStore:
         except SkepError as error:
             self._fail(error)
             raise
+        except Exception as error:
+            raise self._fail(error) from error
         finally:
             self._writing = False
         self._settle(events, version)
@@ -263,13 +267,15 @@ class MemoryStore:
             elif not waiter.done():
                 waiter.set_result(None)
 
-    def _fail(self, error: SkepError) -> None:
-        """What is in memory is no longer what is on disk: nothing more is taken."""
+    def _fail(self, failure: Exception) -> SkepError:
+        """What is in memory is no longer what is on disk: nothing more is taken, and nobody waits for what does not come."""
+        error = failure if isinstance(failure, SkepError) else StoreFailed(f"the cluster's state could not be written: {failure}")
         self._failed = error
         waiting, self._waiting = self._waiting, []
         for _, waiter in waiting:
             if not waiter.done():
                 waiter.set_exception(error)
+        return error
 
     def _load(self) -> None:
         decoders = _decoders()

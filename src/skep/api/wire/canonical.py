@@ -37,7 +37,7 @@ def service_spec(spec: ServiceSpec) -> ServiceSpec:
 
 
 def check_numbers(value: Any) -> None:
-    """Refuse what does not fit Docker's number types: negative where unsigned, beyond 64 bits anywhere. Walks structs and tuples."""
+    """Refuse what does not fit Docker's number types: negative where unsigned, beyond 64 bits anywhere. Walks structs, tuples and JSON."""
     if isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:
             item = getattr(value, name)
@@ -46,8 +46,13 @@ def check_numbers(value: Any) -> None:
                 if (unsigned and item < 0) or not -(1 << 63) <= item < (1 << 63):
                     kind = "uint64" if unsigned else "int64"
                     raise Invalid(f"invalid JSON: json: cannot unmarshal number {item} into Go struct field {name} of type {kind}")
-            elif isinstance(item, (msgspec.Struct, tuple)):
+            elif isinstance(item, (msgspec.Struct, tuple, dict)):
                 check_numbers(item)
-    elif isinstance(value, tuple):
+    elif isinstance(value, tuple | list):
         for item in value:
             check_numbers(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            check_numbers(item)
+    elif isinstance(value, int) and not -(1 << 63) <= value < (1 << 63):
+        raise Invalid(f"invalid JSON: json: cannot unmarshal number {value} into Go value of type int64")
