@@ -23,6 +23,8 @@ MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 RAW = "application/vnd.docker.raw-stream"
 CHUNK = 32 << 10
 FLUSH_AT = 16 << 10
+LAST_INPUT = 1.0
+"""Seconds in which a client that was told of the end may go on sending before it is cut off."""
 GONE_WITHIN = 0.5
 """Seconds after which it is noticed that a client has gone that neither reads nor writes."""
 DETACH_KEYS = b"\x10\x11"
@@ -263,7 +265,15 @@ async def _quiet(feeding: Any) -> None:
         pass
 
 
-async def close_writer(writer: asyncio.StreamWriter) -> None:
+async def close_writer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say that nothing more comes, and only then close: closing while input is still unread would reset the connection, and with it take
+    from the client what it has not read yet."""
+    with contextlib.suppress(ConnectionError, OSError, RuntimeError, TimeoutError):
+        if writer.can_write_eof():
+            writer.write_eof()
+            async with asyncio.timeout(LAST_INPUT):
+                while await reader.read(CHUNK):
+                    pass
     writer.close()
     try:
         await writer.wait_closed()

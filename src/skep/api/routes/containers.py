@@ -341,7 +341,7 @@ async def attach(call: Call) -> web.StreamResponse:
                     streams, reader, writer, tty=config.tty, stdin=stdin, stdout=chosen["stdout"], stderr=chosen["stderr"], keys=keys
                 )
         finally:
-            await close_writer(writer)
+            await close_writer(reader, writer)
     finally:
         await streams.close()
     return Hijacked()

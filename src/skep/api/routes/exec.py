@@ -170,7 +170,7 @@ async def _start_attached(call: Call, instance: ExecInstance, config: ExecConfig
         finally:
             await process.streams.close()
     finally:
-        await close_writer(writer)
+        await close_writer(reader, writer)
     return Hijacked()
 
 
