@@ -83,9 +83,20 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """What follows the first `--` is never ours: argparse's versions do not agree on which of them they take away."""
+    words = list(argv)
+    if words[:1] != ["exec"] or "--" not in words:
+        return parser().parse_args(words)
+    cut = words.index("--")
+    args = parser().parse_args(words[:cut])
+    args.command = [*args.command, "--", *words[cut + 1 :]] if args.command else words[cut + 1 :]
+    return args
+
+
 def main(argv: Sequence[str]) -> int:
     try:
-        args = parser().parse_args(argv)
+        args = parse(argv)
     except SystemExit as ended:
         return int(ended.code or 0)
     verbs: dict[str, Callable[[argparse.Namespace], int]] = {
@@ -186,16 +197,15 @@ def _exec(args: argparse.Namespace) -> int:
     from skep.local.process import become
 
     at = cluster.whole(args.name)
-    line = args.command[1:] if args.command[:1] == ["--"] else args.command
     check_node(at, args.node)
-    if not line:
+    if not args.command:
         raise Invalid("what to run is missing: skep cluster exec NODE -- COMMAND [ARG...]")
     if os.geteuid():
         raise Invalid("skep cluster exec enters namespaces: run it as root, or through sudo")
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-    become(at, args.node, line)
+    become(at, args.node, args.command)
     return 1
 
 

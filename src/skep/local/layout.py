@@ -152,7 +152,10 @@ def _read(bare: Layout, saved: dict[str, Any]) -> Layout:
 
 
 def base_root() -> str:
-    return _folder("SKEP_CLUSTERS_ROOT", "/var/lib/skep/clusters")
+    path = _folder("SKEP_CLUSTERS_ROOT", "/var/lib/skep/clusters")
+    if path.startswith("/run/"):
+        raise Invalid(f"$SKEP_CLUSTERS_ROOT {path}: must not be below /run, of which each node has its own")
+    return path
 
 
 def base_run() -> str:

@@ -121,12 +121,20 @@ def become(job: dict[str, Any]) -> None:
         os.chdir(cwd)
     except OSError as e:
         fail(f'chdir to cwd ("{cwd}"): {why(e)}', 126)
-    try:
-        os.execvpe(argv[0], argv, job.get("env") or dict(os.environ))
-    except (FileNotFoundError, NotADirectoryError):
-        fail(f'exec: "{argv[0]}": ' + ("no such file or directory" if "/" in argv[0] else "executable file not found in $PATH"), 127)
-    except OSError as e:
-        fail(f'exec: "{argv[0]}": {why(e)}', 126)
+    env = job.get("env") or dict(os.environ)
+    # not os.execvpe: it imports more, which a user without rights cannot read
+    folders = [""] if "/" in argv[0] else [f"{folder}/" for folder in env.get("PATH", os.defpath).split(":") if folder]
+    denied = ""
+    for folder in folders:
+        try:
+            os.execve(folder + argv[0], argv, env)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as e:
+            denied = denied or why(e)
+    if denied:
+        fail(f'exec: "{argv[0]}": {denied}', 126)
+    fail(f'exec: "{argv[0]}": ' + ("no such file or directory" if "/" in argv[0] else "executable file not found in $PATH"), 127)
 
 
 def why(error: OSError) -> str:

@@ -11,6 +11,7 @@ import pty
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import termios
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -97,7 +98,7 @@ class ProcessStreams:
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue(16)
-        self._stdin: asyncio.StreamWriter | None = None
+        self.stdin: asyncio.StreamWriter | None = None
         self.master: int | None = None
         self.abandoned = asyncio.Event()
         """Nobody reads what still comes."""
@@ -150,99 +151,122 @@ class ProcessStreams:
         return b""
 
     async def write(self, data: bytes) -> None:
-        if self._stdin is None:
+        if self.stdin is None:
             return
         with contextlib.suppress(ConnectionError, OSError):
-            self._stdin.write(data)
-            await self._stdin.drain()
+            self.stdin.write(data)
+            await self.stdin.drain()
 
     async def close_stdin(self) -> None:
-        if self._stdin is None:
+        if self.stdin is None:
             return
         if self.master is not None:
             await self.write(b"\x04")
             return
-        self._stdin.close()
+        self.stdin.close()
 
     async def close(self) -> None:
         """Who was attached has gone. A process that still runs is hung up, as by closing a terminal."""
         self.abandoned.set()
         if self._queue.full():
             self._make_room()
-        if self._stdin is not None and self.master is None:
-            self._stdin.close()
+        if self.stdin is not None and self.master is None:
+            self.stdin.close()
 
 
 class NodeProcess:
-    """An `skep.engine.base.Exec` over a local process. Runs in the task group of its owner; `close` of its streams hangs it up."""
+    """An `skep.engine.base.Exec` over a local process. Runs in the task group of its owner; `close` of its streams hangs it up.
+
+    It has ended when the kernel says so, whoever still holds its pipes: hence no asyncio subprocess, which waits for those.
+    """
 
     def __init__(self) -> None:
         self.streams = ProcessStreams()
-        self._process: asyncio.subprocess.Process | None = None
+        self.pid = 0
+        self._process: subprocess.Popen[bytes] | None = None
         self._ended = asyncio.Event()
-        self._reading: asyncio.BaseTransport | None = None
-        """Of the pipes or the pty: closed at the end though a child that goes on in the background may hold the other side."""
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid if self._process else 0
+        self._transports: list[asyncio.BaseTransport] = []
 
     async def start(
         self, group: asyncio.TaskGroup, argv: Sequence[str], *, tty: bool, stdin: bool, rows: int = 0, columns: int = 0
     ) -> None:
-        pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-        if tty:
-            readers = await self._start_tty(argv, rows, columns)
-        else:
-            # a session of its own: a hang-up reaches it with its children
-            self._process = await asyncio.create_subprocess_exec(
-                *argv, stdin=pipe if stdin else null, stdout=pipe, stderr=pipe, start_new_session=True, cwd="/"
-            )
-            self._reading = self._process._transport  # type: ignore[attr-defined]
-            self.streams._stdin = self._process.stdin
-            assert self._process.stdout and self._process.stderr
-            readers = {1: self._process.stdout, 2: self._process.stderr}
+        outputs, entry = self._spawn_tty(argv, rows, columns) if tty else self._spawn_pipes(argv, stdin)
+        readers = {number: await self._reader(fd) for number, fd in outputs.items()}
+        if entry >= 0:
+            self.streams.stdin = await self._writer(entry)
         group.create_task(self._watch(readers))
 
-    async def _start_tty(self, argv: Sequence[str], rows: int, columns: int) -> dict[int, asyncio.StreamReader]:
-        loop = asyncio.get_running_loop()
+    def _spawn_pipes(self, argv: Sequence[str], stdin: bool) -> tuple[dict[int, int], int]:
+        pipe = subprocess.PIPE
+        # a session of its own: a hang-up reaches it with its children
+        p = subprocess.Popen(
+            argv, stdin=pipe if stdin else subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True, cwd="/", bufsize=0
+        )
+        self._process, self.pid = p, p.pid
+        assert p.stdout and p.stderr
+        kept = {1: os.dup(p.stdout.fileno()), 2: os.dup(p.stderr.fileno())}
+        entry = os.dup(p.stdin.fileno()) if p.stdin else -1
+        for stream in (p.stdin, p.stdout, p.stderr):
+            if stream is not None:
+                stream.close()
+        return kept, entry
+
+    def _spawn_tty(self, argv: Sequence[str], rows: int, columns: int) -> tuple[dict[int, int], int]:
         master, slave = pty.openpty()
         try:
             if rows and columns:
                 fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-            self._process = await asyncio.create_subprocess_exec(*argv, stdin=slave, stdout=slave, stderr=slave, cwd="/")
+            self._process = subprocess.Popen(argv, stdin=slave, stdout=slave, stderr=slave, cwd="/")
         except BaseException:
             os.close(master)
             raise
         finally:
             os.close(slave)
-        s = self.streams
-        s.master = master
+        self.pid = self._process.pid
+        self.streams.master = master
+        return {1: os.dup(master)}, master
+
+    async def _reader(self, fd: int) -> asyncio.StreamReader:
         reader = asyncio.StreamReader()
-        self._reading, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(os.dup(master), "rb", 0))
-        transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, os.fdopen(master, "wb", 0))
-        s._stdin = asyncio.StreamWriter(transport, protocol, None, loop)
-        return {1: reader}
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, os.fdopen(fd, "rb", 0))
+        self._transports.append(transport)
+        return reader
+
+    async def _writer(self, fd: int) -> asyncio.StreamWriter:
+        loop = asyncio.get_running_loop()
+        transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, os.fdopen(fd, "wb", 0))
+        self._transports.append(transport)
+        return asyncio.StreamWriter(transport, protocol, None, loop)
 
     async def _watch(self, readers: Mapping[int, asyncio.StreamReader]) -> None:
         """From its start to its end, and all that is to be tidied up then."""
-        assert self._process
-        process = self._process
         try:
             async with asyncio.TaskGroup() as group:
                 carrying = group.create_task(self.streams.carry(readers, self._ended))
                 hanging = group.create_task(self._hang_up_when_abandoned())
-                await process.wait()
+                await self._exit()
                 self._ended.set()
                 await asyncio.wait((carrying,))
                 hanging.cancel()
         finally:
-            if not self._ended.is_set():
-                self._signal(signal.SIGKILL)
-            if self.streams._stdin is not None:
-                self.streams._stdin.close()
-            if self._reading is not None:
-                self._reading.close()
+            self._signal(signal.SIGKILL)
+            self.streams.master = None
+            for transport in self._transports:
+                transport.close()
+
+    async def _exit(self) -> None:
+        """Until it has ended."""
+        assert self._process
+        loop, gone = asyncio.get_running_loop(), asyncio.Event()
+        fd = os.pidfd_open(self.pid)
+        loop.add_reader(fd, gone.set)
+        try:
+            await gone.wait()
+        finally:
+            loop.remove_reader(fd)
+            os.close(fd)
+        self._process.wait()
 
     async def _hang_up_when_abandoned(self) -> None:
         await self.streams.abandoned.wait()
@@ -256,21 +280,22 @@ class NodeProcess:
             self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
-        if self._process is None or self._process.returncode is not None:
+        if self._process is None or self._process.poll() is not None:
             return
         with contextlib.suppress(ProcessLookupError):
-            if os.getpgid(self._process.pid) == self._process.pid:
-                os.killpg(self._process.pid, number)
+            if os.getpgid(self.pid) == self.pid:
+                os.killpg(self.pid, number)
             else:
-                os.kill(self._process.pid, number)
+                os.kill(self.pid, number)
 
     async def wait(self) -> int:
-        assert self._process
-        code = await self._process.wait()
+        await self._ended.wait()
+        assert self._process and self._process.returncode is not None
+        code = self._process.returncode
         return 128 - code if code < 0 else code
 
     async def resize(self, rows: int, columns: int) -> None:
-        if self.streams.master is not None and self._process and self._process.returncode is None:
+        if self.streams.master is not None:
             fcntl.ioctl(self.streams.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def kill(self) -> None:

@@ -1,0 +1,122 @@
+"""A whole cluster on a host on which dockerd has been: FORWARD at DROP, bridge-nf-call-iptables at 1. The host is played by a network
+namespace, its client by another one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster_tools import SKEP, cluster_name, remains, until
+from conftest import ECHO
+
+from skep.local import calls, cluster
+from skep.local.layout import layout
+
+HOST, CLIENT = "192.168.77.2", "192.168.77.9"
+BRIDGE_CALLS = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+SCRIPT = (
+    "while true; do nc -l -p 8080 -e sh -c "
+    '\'printf "HTTP/1.0 200 OK\\r\\n\\r\\n"; netstat -tn | grep ":8080 .*ESTABLISHED" | head -1\'; done'
+)
+
+
+class Place:
+    """A network namespace."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        subprocess.run(["ip", "netns", "add", name], check=True)
+        self.run("ip", "link", "set", "lo", "up")
+
+    def run(self, *line: str, check: bool = True, timeout: float = 240) -> str:
+        # not `ip netns exec`, which mounts /sys anew: the cgroups would be hidden
+        done = subprocess.run(["nsenter", f"--net=/run/netns/{self.name}", *line], capture_output=True, text=True, timeout=timeout)
+        if check and done.returncode:
+            raise AssertionError(f"{line}: {done.returncode}: {done.stderr}")
+        return done.stdout
+
+    def write(self, path: str, text: str) -> None:
+        self.run(sys.executable, "-c", f"open({path!r}, 'w').write({text!r})")
+
+    def gone(self) -> None:
+        subprocess.run(["ip", "netns", "del", self.name], check=True)
+
+
+@pytest.fixture
+def places() -> Iterator[tuple[Place, Place]]:
+    made: list[Place] = []
+    try:
+        for kind in "hc":
+            made.append(Place(f"skt{os.getpid()}{kind}"))
+        host, client = made
+        host.run("ip", "link", "add", "wan0", "type", "veth", "peer", "name", "eth0", "netns", client.name)
+        for place, link, address in ((host, "wan0", HOST), (client, "eth0", CLIENT)):
+            place.run("ip", "address", "add", f"{address}/24", "dev", link)
+            place.run("ip", "link", "set", link, "up")
+        yield host, client
+    finally:
+        for place in made:
+            place.gone()
+
+
+def rules(host: Place) -> str:
+    return re.sub(r"(?m)^#.*\n", "", host.run("iptables-save"))
+
+
+def seen(said: str) -> str:
+    """The client's address as the task saw it (netstat's fifth column)."""
+    columns = said.split()
+    return columns[4].rpartition(":")[0].removeprefix("::ffff:") if len(columns) > 4 else ""
+
+
+def test_a_cluster_where_dockerd_has_been(places: tuple[Place, Place]) -> None:
+    if shutil.which("iptables") is None:
+        pytest.skip("no iptables")
+    host, client = places
+    host.run("iptables", "-P", "FORWARD", "DROP")
+    host.run("iptables", "-N", "DOCKER-USER")
+    host.run("iptables", "-A", "FORWARD", "-j", "DOCKER-USER")
+    host.run("iptables", "-t", "nat", "-A", "POSTROUTING", "-s", "172.17.0.0/16", "!", "-o", "docker0", "-j", "MASQUERADE")
+    # without the module there is nothing that could be in the way
+    bridged = Path(BRIDGE_CALLS).exists()
+    if bridged:
+        host.write(BRIDGE_CALLS, "1")
+    before = rules(host)
+    assert ":FORWARD DROP" in before
+
+    with cluster_name("d") as name:
+        host.run(*SKEP, "cluster", "up", "--name", name, "--workers", "1", "--registry", "--publish", "8000:8000")
+        at = layout(name)
+        try:
+            spec = {
+                "Name": "who",
+                "TaskTemplate": {
+                    "ContainerSpec": {"Image": ECHO, "Command": ["sh", "-c", SCRIPT], "StopGracePeriod": 1},
+                    "Placement": {"Constraints": ["node.role==worker"]},
+                },
+                "Mode": {"Replicated": {"Replicas": 1}},
+                "EndpointSpec": {"Ports": [{"Protocol": "tcp", "TargetPort": 8080, "PublishedPort": 8000}]},
+            }
+            calls.call(at.socket("manager"), "POST", "/services/create", spec)
+
+            def asked(place: Place, address: str) -> str:
+                return seen(place.run("curl", "-s", "-m", "3", f"http://{address}:8000/", check=False))
+
+            assert until(lambda: asked(client, HOST), "it answers a client outside") == CLIENT
+            assert asked(host, HOST) == HOST
+            assert asked(host, "127.0.0.1") == at.host_address(254)
+            assert rules(host) == before, "while the cluster runs"
+            if bridged:
+                assert host.run("cat", BRIDGE_CALLS) == "1\n"
+        finally:
+            host.run(*SKEP, "cluster", "down", "--name", name)
+        assert remains(name) == []
+        assert rules(host) == before, "and afterwards"
+        assert "skep" not in host.run("nft", "list", "tables")
+        assert cluster.Underlay(name).link not in host.run("ip", "link")
