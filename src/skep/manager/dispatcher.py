@@ -382,7 +382,7 @@ class Dispatcher:
             self._put(session, message)
 
     def _release_assignments(self) -> None:
-        for name in self._feeds.changed_feeds:
+        for name in sorted(self._feeds.changed_feeds):
             for session in self._readers.get(name, {}).values():
                 session.due = True
                 self._wake(session)

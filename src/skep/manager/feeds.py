@@ -198,7 +198,7 @@ class Feeds:
         self._index(old, new)
         before = {item.key: item for item in assignment.endpoint_items(old)} if old else {}
         after = {item.key: item for item in assignment.endpoint_items(new)} if new else {}
-        for key in before.keys() - after.keys():
+        for key in [key for key in before if key not in after]:
             self._put(before[key].network_id, key, None)
         for key, item in after.items():
             self._put(item.network_id, key, item)
