@@ -83,8 +83,10 @@ class Folders(msgspec.Struct, frozen=True):
         return self.run / "state"
 
     def make(self) -> None:
+        """Closed to the host's users: a program that a container makes setuid must not be one that they can run (CVE-2021-41091)."""
         for folder in (self.data / "containers", self.run / "c", self.run / "x", self.exits, self.state):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o711)
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
 
     def clear(self) -> None:
         """Nothing of containers is left; others may have things in RUN and DATA too."""
