@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import subprocess
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 
@@ -371,3 +373,24 @@ def test_credentials_are_kept_and_never_shown() -> None:
             assert b"PRIVATE KEY" not in (await client.ask("GET", path)).raw
 
     play(scene)
+
+
+WATCHED = """
+import os, stat, sys
+from skep.api import server
+
+def look(event, arguments):
+    if event == "os.chmod":
+        umask = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("Umask"))
+        print(oct(stat.S_IMODE(os.stat(arguments[0]).st_mode)), umask)
+
+os.umask(0)
+sys.addaudithook(look)
+server._listener(sys.argv[1], 0o660)
+"""
+
+
+def test_a_socket_is_never_open_to_others_and_other_threads_keep_their_umask() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([sys.executable, "-c", WATCHED, f"{folder}/s"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0o600", "0000"]

@@ -139,17 +139,16 @@ async def serve_unix(app: web.Application, path: str, mode: int = 0o660, *, read
 
 
 def _listener(path: str, mode: int) -> socket.socket:
-    """Bound with its final mode from the start: nobody can connect in between."""
+    """Nobody else can connect before it has its mode: Linux makes the file with the socket's own (the umask is the whole process', and
+    other threads make files meanwhile)."""
     listener = socket.socket(socket.AF_UNIX)
-    mask = os.umask(0o777 & ~mode)
     try:
+        os.fchmod(listener.fileno(), 0o600 & mode)
         listener.bind(path)
         os.chmod(path, mode)
     except BaseException:
         listener.close()
         raise
-    finally:
-        os.umask(mask)
     return listener
 
 
