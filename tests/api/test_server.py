@@ -380,7 +380,7 @@ import os, stat, sys
 from skep.api import server
 
 def look(event, arguments):
-    if event == "os.chmod":
+    if event == "os.chmod" and isinstance(arguments[0], str):
         umask = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("Umask"))
         print(oct(stat.S_IMODE(os.stat(arguments[0]).st_mode)), umask)
 
