@@ -129,7 +129,7 @@ class Underlay:
                     without_ipv6()
                 mtu = next(link.mtu for link in inside.links().values() if link.name == BRIDGE)
                 link = _port(node)
-                inside.send([netlink.new_veth(link, peer="eth0", peer_namespace=node_fd, mtu=mtu)])
+                inside.send([netlink.new_veth(link, peer="eth0", peer_namespace=node_fd, peer_mac=_card(address), mtu=mtu)])
                 inside.send([netlink.set_link(inside.index(link), f"{link} master {BRIDGE}", master=inside.index(BRIDGE))])
                 eth0 = there.index("eth0")
                 there.send([netlink.set_link(1, "lo", up=True), netlink.set_link(eth0, "eth0", up=True)])
@@ -219,6 +219,11 @@ def _subnet(text: str) -> ipaddress.IPv4Network:
 def _port(node: str) -> str:
     """The name of a node's link on the bridge's side."""
     return f"n-{rules.tag(node, 12)}"
+
+
+def _card(address: str) -> str:
+    """A node's MAC address. It keeps it when it is made anew, as a machine does: its neighbours need not find out that theirs is stale."""
+    return "02:5b:" + ":".join(f"{byte:02x}" for byte in ipaddress.IPv4Address(address).packed)
 
 
 def _way_out_mtu(host: netlink.Socket) -> int:
