@@ -17,16 +17,17 @@ from cluster_tools import SKEP, Begun, cluster_name, kill_everything, remains, s
 from conftest import ECHO, World
 
 from skep.local import calls, cluster
-from skep.local.layout import layout
+from skep.local.layout import base_root, base_run, layout
 from skep.local.registry import free_port
 
 
 def host_before() -> dict[str, object]:
-    """What a cluster must leave as it was."""
-    rules = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+    """What a cluster must leave as it was (clusters of other names may come and go meanwhile)."""
+    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+    folders = [Path("/stack"), *(folder for base in (base_root(), base_run()) for folder in (Path(base), *Path(base).parents))]
     return {
-        "folders": {p: os.path.exists(p) for p in ("/stack", "/run/skep", "/run/skep/clusters", "/var/lib/skep", "/var/lib/skep/clusters")},
-        "rules": "" if "skep_" in rules else rules,
+        "folders": {folder: folder.exists() for folder in folders},
+        "tables": [table for table in tables.splitlines() if " skep_cluster_" not in table],
         "forward": Path("/proc/sys/net/ipv4/ip_forward").read_text(),
         "bridge": [p.read_text() for p in sorted(Path("/proc/sys/net/bridge").glob("*"))],
     }
@@ -38,12 +39,19 @@ def name() -> Iterator[str]:
         yield found
 
 
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders of our own, which do not exist yet."""
+    monkeypatch.setenv("SKEP_CLUSTERS_ROOT", f"/var/lib/skt{os.getpid()}/skep/clusters")
+    monkeypatch.setenv("SKEP_CLUSTERS_RUN", f"/run/skt{os.getpid()}/clusters")
+
+
 def get(port: int, host: str = "127.0.0.1") -> str:
     done = subprocess.run(["curl", "-s", "-m", "5", f"http://{host}:{port}/"], capture_output=True, text=True)
     return done.stdout
 
 
-def test_up_to_down(name: str, tmp_path: Path) -> None:
+def test_up_to_down(apart: None, name: str, tmp_path: Path) -> None:
     before = host_before()
     ports = [free_port("127.0.0.1"), free_port("127.0.0.1")]
     (tmp_path / "stack.yml").write_text("version: '3'\n")
@@ -51,7 +59,7 @@ def test_up_to_down(name: str, tmp_path: Path) -> None:
         "cluster", "up", "--name", name, "--workers", "2", "--registry", "--publish", f"{ports[0]}:8000", "--publish", f"{ports[1]}:9000",
         "--stack", os.path.relpath(tmp_path),
     )  # fmt: skip
-    run = f"/run/skep/clusters/{name}"
+    run = f"{base_run()}/{name}"
     assert done.stdout == f"# host socket: unix://{run}/host.sock\nexport DOCKER_HOST=unix://{run}/manager/skep/docker.sock\n"
     for text in ("underlay 10.", "registry at registry:5000", "manager is up", "worker02 is up", "3 nodes are ready", "image example/echo"):
         assert text in done.stderr
@@ -125,7 +133,7 @@ def test_killed_in_the_middle(name: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["whole", "torn", "gone"])
-def test_down_after_kill_9_of_everything(name: str, state: str, tmp_path: Path) -> None:
+def test_down_after_kill_9_of_everything(apart: None, name: str, state: str, tmp_path: Path) -> None:
     before = host_before()
     skep("cluster", "up", "--name", name, "--workers", "1", "--stack", str(tmp_path))
     at = layout(name)
@@ -150,7 +158,8 @@ def test_a_whole_cluster_starts_again(name: str) -> None:
     port = free_port("127.0.0.1")
     skep("cluster", "up", "--name", name, "--workers", "1", "--registry", "--publish", f"{port}:8000")
     at = layout(name)
-    spec = {"Name": "kept", "TaskTemplate": {"ContainerSpec": {"Image": ECHO}}, "Mode": {"Replicated": {"Replicas": 2}}}
+    template = {"ContainerSpec": {"Image": ECHO}, "RestartPolicy": {"Condition": "any", "Delay": 200_000_000}}
+    spec = {"Name": "kept", "TaskTemplate": template, "Mode": {"Replicated": {"Replicas": 2}}}
     spec["EndpointSpec"] = {"Ports": [{"Protocol": "tcp", "TargetPort": 8080, "PublishedPort": 8000}]}
     calls.call(at.socket("manager"), "POST", "/services/create", spec)
     until(lambda: get(port) == "Hello Docker!!", "it answers")
