@@ -27,7 +27,7 @@ from typing import Any
 
 import containers
 
-from skep.local import cluster
+from skep.local import cluster, nodes
 from skep.local.calls import call
 from skep.local.layout import Layout
 
@@ -124,7 +124,7 @@ class Bench:
         before, begun = self.cpu(), time.perf_counter()
         time.sleep(seconds)
         cpu, took = self.cpu() - before, time.perf_counter() - begun
-        memory = {n.name: self.memory(cluster.daemon_pid(self.at, n.name)) for n in self.at.nodes}
+        memory = {n.name: self.memory(nodes.daemon_pid(self.at, n.name)) for n in self.at.nodes}
         if service:
             self.remove(service)
         return {"tasks": tasks, "cpu_percent_of_a_core_all_nodes": round(100 * cpu / took, 3), "rss_mb": memory}
@@ -133,7 +133,7 @@ class Bench:
         """Seconds of CPU that the four skepds have used."""
         total = 0
         for node in self.at.nodes:
-            fields = Path(f"/proc/{cluster.daemon_pid(self.at, node.name)}/stat").read_text().rpartition(")")[2].split()
+            fields = Path(f"/proc/{nodes.daemon_pid(self.at, node.name)}/stat").read_text().rpartition(")")[2].split()
             total += int(fields[11]) + int(fields[12])
         return total / os.sysconf("SC_CLK_TCK")
 

@@ -48,6 +48,11 @@ class Settings:
     label: tuple[str, ...] = setting((), "label of this node's engine, KEY=VALUE; repeatable")
     generic_resource: tuple[str, ...] = setting((), "resource this node offers, KIND=NUMBER or KIND=NAME; repeatable")
     runtime: str = setting("auto", "what runs containers; auto: crun where it works, else runc", ("auto", "crun", "runc"))
+    forwarding: str = setting(
+        "plain",
+        "how published ports cross this host; aside: clear of the FORWARD chain, for hosts where dockerd has set it to DROP",
+        ("plain", "aside"),
+    )
     cgroup_parent: str = setting("skep", "cgroup under which containers run")
     insecure_registry: tuple[str, ...] = setting(
         (), "registry HOST[:PORT] that may be spoken to without TLS; repeatable (loopback always may)"

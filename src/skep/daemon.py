@@ -103,7 +103,7 @@ class Node:
             return path.read_text().strip()
 
     def _datapath(self, address: str) -> Datapath:
-        return KernelDatapath("skep", self.run_root / "network", address, clock=self.clock)
+        return KernelDatapath("skep", self.run_root / "network", address, clock=self.clock, aside=self.settings.forwarding == "aside")
 
     def _runtime(self, datapath: Datapath) -> TaskRuntime:
         facts = NodeFacts(

@@ -77,7 +77,7 @@ class World:
         spec: dict[str, Any] = {
             "Name": name,
             "TaskTemplate": {
-                "ContainerSpec": {"Image": image, **more.pop("container", {})},
+                "ContainerSpec": {"Image": image, "StopGracePeriod": 1_000_000_000, **more.pop("container", {})},
                 "RestartPolicy": {"Condition": "any", "Delay": 200_000_000},
                 **more.pop("template", {}),
             },

@@ -13,7 +13,8 @@ from typing import Any
 
 from conftest import ECHO, World
 
-from skep.local import cluster
+from skep.local import nodes
+from skep.local.registry import start_registry
 
 
 def get(url: str) -> str:
@@ -139,12 +140,12 @@ def test_skepd_killed_under_load_restarts_no_container(world: World) -> None:
     asking.start()
     try:
         for node in world.at.nodes:
-            os.kill(cluster.daemon_pid(world.at, node.name), signal.SIGKILL)
+            os.kill(nodes.daemon_pid(world.at, node.name), signal.SIGKILL)
         time.sleep(0.5)
         for node in world.at.nodes:
-            cluster.start_node(world.at, node.name)
+            nodes.start_node(world.at, node.name)
         for node in world.at.nodes:
-            cluster.wait_for_socket(world.at, node.name)
+            nodes.wait_for_socket(world.at, node.name)
         world.until(lambda: _ready(world), "all nodes are ready again")
         after = world.until(lambda: len(t := world.running("stay")) == 8 and t, "8 running")
         time.sleep(1)
@@ -194,13 +195,12 @@ def test_a_lost_node_gives_its_tasks_away_and_comes_back(world: World) -> None:
 
 def test_the_client_address_reaches_the_task(world: World) -> None:
     """From this host's end of the underlay to every node: whichever node the task is on, it sees who asked."""
-    script = (
-        "while true; do nc -l -p 8080 -e sh -c 'cat /proc/net/tcp >&2; env | grep -i remote >&2; netstat -tn | grep :8080 | head -1'; done"
-    )
+    # one process per connection: the remote ends of all established connections, in the kernel's hex
+    server = ["nc", "-" + "l" * 64, "-p", "8080", "-e", "awk", '$4 == "01" { print $3 }', "/proc/net/tcp", "/proc/net/tcp6"]
     world.create(
         "who",
         1,
-        container={"Command": ["sh", "-c", script]},
+        container={"Command": server},
         EndpointSpec={"Ports": [{"Protocol": "tcp", "TargetPort": 8080, "PublishedPort": 8200}]},
     )
     world.until(lambda: world.running("who"), "running")
@@ -208,7 +208,7 @@ def test_the_client_address_reaches_the_task(world: World) -> None:
     def seen(address: str) -> str:
         try:
             with socket.create_connection((address, 8200), timeout=5) as s:
-                own = s.getsockname()[0]
+                own = socket.inet_aton(s.getsockname()[0])[::-1].hex().upper()
                 s.settimeout(5)
                 return "ok" if f"{own}:" in s.makefile().read() else ""
         except OSError:
@@ -217,3 +217,21 @@ def test_the_client_address_reaches_the_task(world: World) -> None:
     for address in addresses(world):
         assert world.until(lambda a=address: seen(a), f"the task sees the client's own address through {address}", seconds=20)  # type: ignore[misc]
     world.remove("who")
+
+
+def test_a_pull_that_fails_runs_the_image_that_is_here(world: World) -> None:
+    """The registry is gone: nodes that have the image go on with it; one that never had another's says why."""
+    world.create("warm", 4)
+    world.until(lambda: len(world.running("warm")) == 4, "every node has the image")
+    nodes.kill_node(world.at, "registry")
+    try:
+        world.create("cold", 4)
+        world.until(lambda: len(world.running("cold")) == 4, "the local image runs")
+        world.create("never", 1, image="registry:5000/example/other:latest")
+        rejected = world.until(lambda: [t for t in world.tasks("never") if t["Status"]["State"] == "rejected"], "rejected")[0]
+        assert rejected["Status"]["Err"].startswith("No such image: registry:5000/example/other:latest: ")
+        assert "connection refused" in rejected["Status"]["Err"]
+    finally:
+        start_registry(world.at)
+    for name in ("warm", "cold", "never"):
+        world.remove(name)
