@@ -359,6 +359,20 @@ def test_a_run_directory_too_long_is_refused() -> None:
         bench.clear()
 
 
+def test_who_waits_for_a_container_that_is_removed_is_told() -> None:
+    async def main() -> None:
+        async with running_engine() as engine, asyncio.timeout(20), asyncio.TaskGroup() as group:
+            made = config("true")
+            await engine.create(made)
+            waiting = group.create_task(engine.wait(made.id))
+            await asyncio.sleep(0)
+            await engine.remove(made.id)
+            exit = await waiting
+            assert not exit.known and exit.error == "the container was removed"
+
+    asyncio.run(main())
+
+
 def test_events_tell_the_story() -> None:
     async def main() -> None:
         async with running_engine() as engine:

@@ -324,8 +324,7 @@ class OciEngine:
     async def wait(self, id: str) -> Exit:
         entry = self._entry(id)
         await entry.ended.wait()
-        assert entry.stored.exit is not None
-        return entry.stored.exit
+        return entry.stored.exit or Exit(code=0, at=self._clock.now(), known=False, error="the container was removed")
 
     async def remove(self, id: str, *, force: bool = False) -> None:
         entry = self._entries.get(id) or self._lookup(id)
@@ -350,6 +349,7 @@ class OciEngine:
     def _forget(self, entry: Entry) -> None:
         self._entries.pop(entry.id, None)
         self._names.pop(entry.stored.config.name, None)
+        entry.ended.set()
         for streams in entry.waiting:
             streams.end()
 
