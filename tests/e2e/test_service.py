@@ -223,7 +223,7 @@ def test_a_pull_that_fails_runs_the_image_that_is_here(world: World) -> None:
     """The registry is gone: nodes that have the image go on with it; one that never had another's says why."""
     world.create("warm", 4)
     world.until(lambda: len(world.running("warm")) == 4, "every node has the image")
-    nodes.kill_node(world.at, "registry")
+    os.kill(nodes.daemon_pid(world.at, "registry"), signal.SIGKILL)
     try:
         world.create("cold", 4)
         world.until(lambda: len(world.running("cold")) == 4, "the local image runs")
