@@ -40,7 +40,7 @@ from skep.model.spec import (
     UpdateConfig,
 )
 from skep.model.task import Task
-from skep.plan.ops import Change, Create, Op
+from skep.plan.ops import Change, Create
 from skep.plan.ownership import OWNERS, TABLE, refuse
 from skep.store.memory import MemoryBackend, MemoryStore
 
