@@ -14,7 +14,7 @@ from skep.agent.logs import LogSource, send_logs
 from skep.agent.session import Session
 from skep.agent.state import State
 from skep.agent.worker import Apply, Cancel, Do, Instruction, Worker
-from skep.clock import SECOND, Clock
+from skep.clock import SECOND, Clock, Drift
 from skep.datapath.base import Snapshot
 from skep.errors import SkepError
 from skep.ids import Random
@@ -63,6 +63,7 @@ class Agent:
         self._connect = connect
         self._open_logs = open_logs
         self._clock = clock
+        self._drift: Drift | None = None
         self._logs = logs
         self._apply = apply_network
         self._on_session = on_session
@@ -79,6 +80,16 @@ class Agent:
         self._ending = False
         self.worker = Worker(state, clock.now(), tasks.known())
         self.session = Session(self.worker, describe, rng, clock.now(), address=address, managers=managers)
+
+    def _now(self) -> int:
+        now, steady = self._clock.now(), int(asyncio.get_running_loop().time() * SECOND)
+        self._drift = self._drift or Drift(now, steady)
+        if moved := self._drift.since(now, steady):
+            log.warning("the clock was set by %.1f s", moved / SECOND)
+            self.session.shift(moved)
+            self.worker.shift(moved)
+            self._leave_by = self._leave_by and self._leave_by + moved
+        return now
 
     async def run(self) -> None:
         try:
@@ -98,12 +109,12 @@ class Agent:
             log.error("the agent's state could not be cleared", extra={"reason": error.strerror})
 
     def _over(self) -> bool:
-        linked = self._linking is not None and self._clock.now() < self._leave_by
+        linked = self._linking is not None and self._now() < self._leave_by
         return self.session.removed and self.worker.empty and not linked
 
     async def _turn(self, group: asyncio.TaskGroup) -> None:
         """Decide, carry out, and wait until something happens or is due."""
-        due = [self.worker.tick(self._clock.now())]
+        due = [self.worker.tick(self._now())]
         self._step(group)
         due += [self.session.next_time(), self._leave_by or None]
         for instruction in self.worker.take():
@@ -111,7 +122,7 @@ class Agent:
         self._flush()
         times = [time for time in due if time is not None]
         try:
-            async with asyncio.timeout(max(min(times) - self._clock.now(), 0) / SECOND if times else None):
+            async with asyncio.timeout(max(min(times) - self._now(), 0) / SECOND if times else None):
                 await self._wake.wait()
         except TimeoutError:
             pass
@@ -123,7 +134,7 @@ class Agent:
         self._wake.set()
 
     def _step(self, group: asyncio.TaskGroup) -> None:
-        now = self._clock.now()
+        now = self._now()
         session = self.session
         if self._leaving and not session.removed:
             goodbye = session.leave()
@@ -180,7 +191,7 @@ class Agent:
                 while not self._inbox.empty():
                     self._inbox.get_nowait()
                     self._inbox.task_done()
-                self._outbox = session.connected(self._clock.now())
+                self._outbox = session.connected(self._now())
                 self._out.set()
                 async with asyncio.TaskGroup() as group:
                     writing = group.create_task(self._write(channel))
@@ -195,7 +206,7 @@ class Agent:
             reason = session.broken or reason
             if not self._ending and not session.removed:
                 log.warning("no session with a manager", extra={"reason": reason})
-            session.lost(self._clock.now(), reason)
+            session.lost(self._now(), reason)
             self._linking = None
             self._on_session()
             self._wake.set()
@@ -262,7 +273,7 @@ class Agent:
         if self._ending:
             return
         ended = Ended(cancelled=True) if task.cancelled() else task.result()
-        self.worker.finished(do.task_id, do.call, ended, self._tasks.status(do.task_id), self._clock.now())
+        self.worker.finished(do.task_id, do.call, ended, self._tasks.status(do.task_id), self._now())
         self._started.set()
         self._started = asyncio.Event()
         self._wake.set()
@@ -277,7 +288,7 @@ class Agent:
             except Exception as failure:
                 log.exception("the node's network could not be brought to version %d", snapshot.version)
                 error = f"{type(failure).__name__}: {failure}"
-        self.worker.network_applied(snapshot.version, error, self._clock.now())
+        self.worker.network_applied(snapshot.version, error, self._now())
         self._wake.set()
 
     # logs

@@ -163,6 +163,14 @@ class Session:
         self.connect_at = None
         return [Leave()] if self.welcomed else []
 
+    def shift(self, by: int) -> None:
+        """The clock was set: what was due moves with it."""
+        for name in ("connect_at", "_batch_due", "_beat_at", "_answer_by"):
+            if (at := getattr(self, name)) is not None:
+                setattr(self, name, at + by)
+        self._reported_at += by
+        self._describe_at += by
+
     def next_time(self) -> int | None:
         if not self._connected:
             return self.connect_at

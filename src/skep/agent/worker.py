@@ -204,6 +204,12 @@ class Worker:
             times.append(self._network_retry)
         return min(times, default=None)
 
+    def shift(self, by: int) -> None:
+        """The clock was set: what is to be tried again moves with it."""
+        self._network_retry += by
+        for work in self._works.values():
+            work.retry_at = work.retry_at and work.retry_at + by
+
     # out
 
     def take(self) -> list[Instruction]:

@@ -53,10 +53,9 @@ BY = "dispatcher"
 
 
 class Dispatcher:
-    """All methods are synchronous and take the time. After any of them, `ready` names the sessions with something to send.
+    """All methods are synchronous and take the time; `on_ready` is called for each session that gets something to send.
 
-    `on_ready` is called for each session that gets something to send. Open the store's watch (of all kinds) before making one: durable
-    changes come in by `changed`. `tick` does what is due and returns when to call it next (None: only when something happens).
+    Open the store's watch (of all kinds) before making one: durable changes come in by `changed`. `tick` returns when to call it next.
     """
 
     def __init__(self, store: Store, rng: Random, now: int, *, on_ready: Callable[[Session], None] | None = None) -> None:
@@ -129,7 +128,7 @@ class Dispatcher:
 
     def _describe(self, session: Session, description: NodeDescription, now: int) -> None:
         node = self._store.get(Node, session.node_id)
-        if now < session.described_at + DESCRIBE_GAP:
+        if 0 <= now - session.described_at < DESCRIBE_GAP:
             self._close(session, "the node describes itself too often")
         elif (reason := too_long(description)) is not None:
             self._close(session, reason)
@@ -145,21 +144,18 @@ class Dispatcher:
     # what the manager says
 
     def pending_messages(self, session: Session) -> list[FromManager]:
-        """Everything to be sent to this node now, in order. Assignments are put together here, at the last moment: while a node does not
-        read, what changes for it grows together instead of piling up."""
+        """What is to be sent now, in order. Assignments are put together at the last moment: what changes meanwhile does not pile up."""
         self._ready.pop(session, None)
         messages, session.outbox = session.outbox, []
         if session.due and session.welcomed and not session.closed:
             session.due = False
-            assignments = session.assignments(self._feeds, self._readers)
-            if assignments is not None:
+            if (assignments := session.assignments(self._feeds, self._readers)) is not None:
                 messages.append(assignments)
         return messages
 
     def take_ready(self) -> list[Session]:
         """The sessions with something to send, in the order in which they got it; for callers without `on_ready`."""
-        ready = list(self._ready)
-        self._ready.clear()
+        ready, self._ready = list(self._ready), {}
         return ready
 
     def send(self, node_id: str, message: FromManager) -> bool:
@@ -195,6 +191,15 @@ class Dispatcher:
     def next_time(self) -> int | None:
         times = [self._assignments_due.due(), self._reports_due.due(), self._deadlines.next_time()]
         return min((time for time in times if time is not None), default=None)
+
+    def shift(self, by: int) -> None:
+        """The clock was set by so much: what was due moves with it."""
+        for timer in (self._deadlines, self._assignments_due, self._reports_due):
+            timer.shift(by)
+
+    def held_up(self, by: int) -> None:
+        """This manager has not run for so long, and not heard what its nodes said: each gets the whole grace anew."""
+        self._deadlines.shift(by + HEARTBEAT_GRACE * self._period())
 
     def stop(self, reason: str = "this manager stops") -> None:
         """End all sessions; what is still to be sent says why."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from skep.clock import SECOND, Clock
+from skep.clock import SECOND, Clock, Drift
 from skep.errors import Invalid, SkepError
 from skep.ids import Random
 from skep.link.channel import Channel, Closed, decode_from_agent, encode
@@ -23,6 +23,8 @@ BURST = 2000
 RATE = 500
 """Frames of a node that are read at once, and then each second (32 KB count as one): a node cannot keep the manager from the others."""
 FRAME_SHARE = 32 << 10
+LATE_SECONDS = 1.0
+"""A manager that did not run (stopped, swapped out) has not read what its nodes said meanwhile."""
 
 
 class Sessions:
@@ -30,11 +32,21 @@ class Sessions:
 
     def __init__(self, store: Store, clock: Clock, rng: Random) -> None:
         self._clock = clock
+        self._drift: Drift | None = None
         self._watch = store.watch()
         self._wakes: dict[Session, asyncio.Event] = {}
         self._moved = asyncio.Event()
         self._sleeping_until: int | None = None
         self.dispatcher = Dispatcher(store, rng, clock.now(), on_ready=self._ready)
+
+    def _now(self) -> int:
+        now, steady = self._clock.now(), int(asyncio.get_running_loop().time() * SECOND)
+        self._drift = self._drift or Drift(now, steady)
+        if moved := self._drift.since(now, steady):
+            log.warning("the clock was set by %.1f s", moved / SECOND)
+            self.dispatcher.shift(moved)
+            self._moved.set()
+        return now
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -55,7 +67,7 @@ class Sessions:
             return
         if not isinstance(hello, Hello):
             raise Invalid("a session begins with a greeting")
-        session = self.dispatcher.connect(node_id, hello, self._clock.now(), peer)
+        session = self.dispatcher.connect(node_id, hello, self._now(), peer)
         log.info("session begins", extra={"node": node_id, "session": session.id, "address": hello.address or peer})
         wake = self._wakes[session] = asyncio.Event()
         wake.set()
@@ -74,17 +86,17 @@ class Sessions:
             log.info("session ends", extra={"node": node_id, "session": session.id})
 
     async def _read(self, session: Session, channel: Channel) -> None:
-        allowed, at = float(BURST), self._clock.now()
+        allowed, at = float(BURST), self._now()
         while True:
             try:
                 frame = await channel.receive()
             except Closed:
                 return
-            now = self._clock.now()
+            now = self._now()
             allowed, at = min(BURST, allowed + max(now - at, 0) * RATE / SECOND) - 1 - len(frame) / FRAME_SHARE, now
             if allowed < 0:
                 await self._clock.sleep(int(-allowed * SECOND / RATE))
-            self.dispatcher.receive(session, decode_from_agent(frame), self._clock.now())
+            self.dispatcher.receive(session, decode_from_agent(frame), self._now())
             self._look_at_time()
 
     async def _write(self, session: Session, channel: Channel, wake: asyncio.Event) -> None:
@@ -108,19 +120,24 @@ class Sessions:
 
     async def _follow_store(self) -> None:
         async for events in self._watch:
-            self.dispatcher.changed(events, self._clock.now())
+            self.dispatcher.changed(events, self._now())
             self._look_at_time()
 
     async def _tick(self) -> None:
         while True:
+            now = self._now()
             self._moved.clear()
-            now = self._clock.now()
             self._sleeping_until = self.dispatcher.tick(now)
+            due = self._sleeping_until
+            until = None if due is None else asyncio.get_running_loop().time() + max(due - now, 0) / SECOND
             try:
-                async with asyncio.timeout(None if self._sleeping_until is None else max(self._sleeping_until - now, 0) / SECOND):
+                async with asyncio.timeout_at(until):
                     await self._moved.wait()
             except TimeoutError:
                 pass
+            if until is not None and (late := asyncio.get_running_loop().time() - until) > LATE_SECONDS:
+                log.warning("this manager was held up for %.1f s: its nodes are given as much more time", late)
+                self.dispatcher.held_up(int(late * SECOND))
 
     def _look_at_time(self) -> None:
         """Wake the ticker only for something earlier than what it sleeps for: a heartbeat never does."""

@@ -27,6 +27,11 @@ class Batch:
     def due(self) -> int | None:
         return self._due
 
+    def shift(self, by: int) -> None:
+        """The clock was set."""
+        self._first += by
+        self._due = None if self._due is None else self._due + by
+
     def take(self, now: int) -> bool:
         """Whether it is due; it is then begun anew."""
         if self._due is None or now < self._due:
@@ -51,6 +56,11 @@ class Deadlines:
 
     def forget(self, node_id: str) -> None:
         self._deadlines.pop(node_id, None)
+
+    def shift(self, by: int) -> None:
+        """The clock was set: everybody has as long as before."""
+        self._deadlines = {node_id: deadline + by for node_id, deadline in self._deadlines.items()}
+        self._heap = [(at + by, node_id) for at, node_id in self._heap]
 
     def next_time(self) -> int | None:
         """Never later than the first deadline; it may be earlier, which costs one look."""
