@@ -1,7 +1,7 @@
 """`make setup` on a bare Debian 12: it installs what is needed, starts nothing, and is quick the second time.
 
-The bare Debian is made by debootstrap in a folder of the test's own, without a policy-rc.d and without anything in /usr/local/bin: a package
-that starts or enables a service would do so.
+The bare Debian is made by debootstrap in a folder of the test's own, without a policy-rc.d and without anything in /usr/local/bin.
+A package that starts or enables a service would do so there.
 """
 
 from __future__ import annotations
