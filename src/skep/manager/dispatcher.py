@@ -278,8 +278,7 @@ class Dispatcher:
             if (session := self.sessions.get(node_id)) is not None:
                 self._close(session, "heartbeat failure")
             ops += self._down(node_id, "heartbeat failure", now)
-        if ops:
-            self._store.apply(ops, by=BY)
+        self._store.apply(ops, by=BY)
 
     def _down(self, node_id: str, message: str, now: int) -> list[Op]:
         node = self._store.get(Node, node_id)
