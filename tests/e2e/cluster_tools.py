@@ -80,7 +80,7 @@ def remains(name: str) -> list[str]:
     at = layout(name)
     wire = Underlay(name)
     left = [f"folder {p}" for p in (at.root, at.run, at.lock) if os.path.exists(p)]
-    left += [f"cgroup {p}" for p in [*CGROUP.glob(f"**/skep-{name}")]]
+    left += [f"cgroup {folder}" for folder, _, _ in os.walk(CGROUP) if folder.endswith(f"/skep-{name}")]
     links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
     left += [f"link {line}" for line in links.splitlines() if wire.link in line]
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout

@@ -18,12 +18,24 @@ from conftest import ECHO
 from skep.local import calls, cluster
 from skep.local.layout import layout
 
-HOST, CLIENT = "192.168.77.2", "192.168.77.9"
+HOST, MOVED, CLIENT = "192.168.77.2", "192.168.77.3", "192.168.77.9"
 BRIDGE_CALLS = "/proc/sys/net/bridge/bridge-nf-call-iptables"
 SCRIPT = (
     "while true; do nc -l -p 8080 -e sh -c "
     '\'printf "HTTP/1.0 200 OK\\r\\n\\r\\n"; netstat -tn | grep ":8080 .*ESTABLISHED" | head -1\'; done'
 )
+
+TELL = """
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Tell(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.client_address[0].encode())
+    def log_message(self, *_):
+        pass
+HTTPServer(("", 8099), Tell).serve_forever()
+"""
 
 
 class Place:
@@ -111,6 +123,21 @@ def test_a_cluster_where_dockerd_has_been(places: tuple[Place, Place]) -> None:
             assert until(lambda: asked(client, HOST), "it answers a client outside") == CLIENT
             assert asked(host, HOST) == HOST
             assert asked(host, "127.0.0.1") == at.host_address(254)
+
+            # what a node asks of the world comes with this host's address, also when that changes
+            def asks() -> str:
+                line = [*SKEP, "cluster", "exec", "--name", name, "worker01", "--", "curl", "-s", "-m", "2", f"http://{CLIENT}:8099/"]
+                return host.run(*line, check=False)
+
+            with subprocess.Popen(["nsenter", f"--net=/run/netns/{client.name}", sys.executable, "-c", TELL]) as telling:
+                try:
+                    assert until(asks, "the world answers") == HOST
+                    host.run("ip", "address", "del", f"{HOST}/24", "dev", "wan0")
+                    host.run("ip", "address", "add", f"{MOVED}/24", "dev", "wan0")
+                    assert until(asks, "the world answers again") == MOVED
+                    assert asked(client, MOVED) == CLIENT
+                finally:
+                    telling.kill()
             assert rules(host) == before, "while the cluster runs"
             if bridged:
                 assert host.run("cat", BRIDGE_CALLS) == "1\n"

@@ -1,9 +1,15 @@
-"""Serves the host socket of a one-machine cluster: `python -m skep.local.hostd NAME`. See hostengine.py for what it shows."""
+"""Serves the host socket of a one-machine cluster: `python -m skep.local.hostd NAME`. See hostengine.py for what it shows.
+
+Being there all the time, it also follows this host's own addresses for the cluster's wire.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import signal
+import socket
 import sys
 
 from skep.api.context import Cluster, InitRequest, JoinRequest, NodeInfo, Swarm, SwarmInfo
@@ -11,12 +17,19 @@ from skep.api.context import LocalEvents as Events
 from skep.api.host import HostInfo
 from skep.api.localevents import LocalEvents
 from skep.api.server import make_app, serve_unix
-from skep.clock import Clock
+from skep.clock import MILLISECOND, Clock
 from skep.engine.base import Engine
-from skep.errors import NotImplementedHere, Unavailable
+from skep.errors import NotImplementedHere, SkepError, Unavailable
 from skep.local.hostengine import REFUSAL, HostEngine, container_id
 from skep.local.layout import layout
+from skep.local.underlay import Underlay
 from skep.system import SystemClock, start_logging
+
+log = logging.getLogger("skep.local.hostd")
+
+IPV4_ADDRESSES = 0x10
+"""The kernel's group of messages about addresses that come and go (rtnetlink(7): RTMGRP_IPV4_IFADDR)."""
+SETTLE = 200 * MILLISECOND
 
 
 class NoSwarm:
@@ -54,6 +67,34 @@ class Host:
         )
 
 
+async def follow_addresses(name: str, clock: Clock) -> None:
+    """This host gets other addresses (another Wi-Fi): what the nodes ask of the world leaves with the new one."""
+    news = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as changes:
+        changes.setblocking(False)
+        changes.bind((0, IPV4_ADDRESSES))
+
+        def changed() -> None:
+            # what it says does not matter; a buffer that ran over (ENOBUFS) says the same
+            with contextlib.suppress(OSError):
+                changes.recv(1 << 16)
+            news.set()
+
+        loop.add_reader(changes, changed)
+        try:
+            while True:
+                await news.wait()
+                await clock.sleep(SETTLE)
+                news.clear()
+                try:
+                    await asyncio.to_thread(Underlay(name).refresh)
+                except (SkepError, OSError) as error:
+                    log.warning("the addresses of this host have changed, and could not be noted: %s", error)
+        finally:
+            loop.remove_reader(changes)
+
+
 async def serve(name: str) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -63,6 +104,7 @@ async def serve(name: str) -> None:
         async with asyncio.TaskGroup() as group:
             parts = [
                 group.create_task(host.local_events.run()),
+                group.create_task(follow_addresses(name, engine.clock)),
                 group.create_task(serve_unix(make_app(host), str(layout(name).host_socket))),
             ]
             await ended.wait()
