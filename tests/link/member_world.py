@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import AsyncIterator, Callable
+import stat
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from skep.api.context import InitRequest, JoinRequest
-from skep.clock import SECOND
 from skep.datapath.base import Datapath
 from skep.engine.base import ContainerConfig, Image, ImageConfig
-from skep.errors import StoreFailed
+from skep.errors import StoreFailed, Unavailable
 from skep.membership import Membership
 from skep.model.cluster import Cluster
 from skep.model.enums import NodeState
@@ -197,4 +200,31 @@ async def hosts(folder: Path, *names: str, patience: float = 10.0) -> AsyncItera
                 await host.stop()
 
 
-GRACE = 10 * SECOND
+def run(body: Any) -> None:
+    asyncio.run(body())
+
+
+def refused(host: Host) -> str:
+    with pytest.raises(Unavailable) as caught:
+        host.membership.cluster()
+    return caught.value.text
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+async def outcome(work: Coroutine[Any, Any, Any]) -> Exception | None:
+    try:
+        await work
+    except Exception as error:
+        return error
+    return None
+
+
+async def a_cluster(manager: Host, *workers: Host) -> int:
+    port = free_port()
+    await manager.init(port)
+    for worker in workers:
+        await worker.join(port, manager.token)
+    return port
