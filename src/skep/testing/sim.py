@@ -8,6 +8,7 @@ at last the services are removed, and nothing may be left. A seed that fails is 
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import multiprocessing
 import os
@@ -43,6 +44,9 @@ class Result(msgspec.Struct, frozen=True):
 
     seed: int
     events: int
+    nodes: int
+    """That took part, from the first to the last."""
+    services: int
     steps: int
     seconds: float
     """Of virtual time."""
@@ -61,15 +65,16 @@ def run(seed: int, parts: Parts = Parts(), story: list[str] | None = None) -> Re
     for _ in range(count):
         pause = rng.choice((0, 5 * MILLISECOND, 50 * MILLISECOND, 500 * MILLISECOND, SECOND, 3 * SECOND, 8 * SECOND))
         _run_until(world, agenda.now + int(pause * rng.uniform(0.5, 1.5)))
+        world.rules.noticed()
         events.happen()
     events.heal()
     _settle(world, "settled")
     manager = world.manager
     assert manager is not None
     for service in list(manager.store.all(Service)):
-        events._ask(manager, manager.control.remove_service(service.id), f"service rm {service.name}")
+        events.remove(manager, service)
     _settle(world, "emptied")
-    return Result(seed, count, agenda.steps, (agenda.now - begun) / SECOND, manager.store.version)
+    return Result(seed, count, world.hosts, events.services, agenda.steps, (agenda.now - begun) / SECOND, manager.store.version)
 
 
 def _run_until(world: World, time: int) -> None:
@@ -125,6 +130,12 @@ class _listening:
         self._log.setLevel(self._before[2])
 
 
+def _prepare() -> None:
+    """The collector looks at what lives on again and again otherwise."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
+
+
 def _quiet_attempt(seed: int) -> Result | Failure:
     return attempt(seed, tell=False)
 
@@ -138,7 +149,7 @@ def run_seeds(seeds: Sequence[int], workers: int = 0) -> Iterator[Result | Failu
     before = os.environ.get("PYTHONHASHSEED")
     os.environ["PYTHONHASHSEED"] = "0"
     try:
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        with multiprocessing.get_context("spawn").Pool(workers, _prepare) as pool:
             yield from pool.imap_unordered(_quiet_attempt, seeds, chunksize=8)
     finally:
         if before is None:

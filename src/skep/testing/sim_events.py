@@ -53,6 +53,8 @@ class Events:
         self._rng = world.rng
         self._numbers = 0
         self._storms = 0
+        self.services = 0
+        """How many were asked for."""
         self._user: list[tuple[int, Callable[[SimManager], None]]] = [
             (6, self.create_service),
             (10, self.scale),
@@ -106,9 +108,11 @@ class Events:
     def _ask(self, manager: SimManager, call: Any, what: str) -> None:
         self._world.say(f"user: {what}")
 
-        def done(_: Any, error: SkepError | None) -> None:
+        def done(answer: Any, error: SkepError | None) -> None:
             if error is not None:
                 self._world.say(f"user: refused: {error.message}")
+            elif isinstance(answer, tuple) and isinstance(answer[0], Service):
+                self._world.rules.created(answer[0])
 
         manager.call(call, done)
 
@@ -122,6 +126,7 @@ class Events:
             self.scale(manager)
             return
         self._numbers += 1
+        self.services += 1
         spec = self._service_spec(manager, f"svc{self._numbers}")
         replicas = spec.mode.replicated.replicas if spec.mode.replicated else "global"
         self._ask(manager, manager.control.create_service(spec), f"service create {spec.name} ({replicas})")
@@ -166,7 +171,11 @@ class Events:
     def remove_service(self, manager: SimManager) -> None:
         service = self._pick(list(manager.store.all(Service)))
         if service is not None:
-            self._ask(manager, manager.control.remove_service(service.id), f"service rm {service.name}")
+            self.remove(manager, service)
+
+    def remove(self, manager: SimManager, service: Service) -> None:
+        self._world.rules.removed(service.id)
+        self._ask(manager, manager.control.remove_service(service.id), f"service rm {service.name}")
 
     def set_availability(self, manager: SimManager) -> None:
         node: Node = self._pick(list(manager.store.all(Node)))
@@ -349,12 +358,14 @@ class Events:
         if node is not None:
             self._world.say(f"fate: {node.hostname} is cut off")
             node.cut_off = True
+            node.mark()
             self._world.agenda.after(self._rng.randrange(1, 50) * SECOND, lambda: self.reconnect(node))
 
     def reconnect(self, node: SimNode) -> None:
         if node.cut_off:
             self._world.say(f"fate: {node.hostname} is no longer cut off")
             node.cut_off = False
+            node.mark()
 
     def break_connection(self) -> None:
         node = self._pick([n for n in self._world.nodes.values() if n.connection is not None])

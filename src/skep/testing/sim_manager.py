@@ -126,6 +126,7 @@ class SimManager:
     def __init__(self, world: World, backend: MemoryBackend, node_id: str) -> None:
         self._world = world
         self.alive = True
+        self.born = world.agenda.now
         parts, now, clock = world.parts, world.agenda.now, VirtualClock(world.agenda)
         self.store: SimStore = parts.store(world, backend)
         world.rules.loaded(self.store)

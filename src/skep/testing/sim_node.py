@@ -247,6 +247,8 @@ class SimNode:
         self.up = True
         self.cut_off = False
         """No message reaches the manager or comes from it."""
+        self.away_since = 0
+        """When the manager last had to do without it; 0 = it is there."""
         self.most_cpus = 4
         self.state = Journal()
         self.runtime = Runtime(world, node_id, self._ended)
@@ -269,6 +271,7 @@ class SimNode:
         self.worker = parts.worker(self.state, now, self.runtime.known())
         self.session = parts.session(self.worker, self._describe, self._world.rng, now, address=self.address)
         self._connecting = False
+        self.mark()
         self.pump()
 
     def kill(self) -> None:
@@ -277,6 +280,14 @@ class SimNode:
         self._life += 1
         self.runtime.let_go()
         self._drop("")
+        self.mark()
+
+    def mark(self) -> None:
+        """It has become, or ceased to be, within the manager's reach."""
+        if self.alive and not self.cut_off:
+            self.away_since = 0
+        else:
+            self.away_since = self.away_since or self._world.agenda.now
 
     def power_cut(self) -> None:
         if self.session is not None:

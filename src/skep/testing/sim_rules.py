@@ -15,6 +15,7 @@ from skep.manager.loop import Loop
 from skep.model.assignment import TaskItem
 from skep.model.base import Object
 from skep.model.cluster import Cluster
+from skep.model.defaults import HEARTBEAT_GRACE
 from skep.model.enums import NodeState, TaskState, UpdateState
 from skep.model.network import Network
 from skep.model.node import Node
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from skep.testing.sim_node import SimNode
     from skep.testing.sim_world import World
 
+SLOW = 5 * SECOND
+"""What bad weather and slow disks may add."""
 WAITED = 60 * SECOND
 """How long a successor waits for what does not stop."""
 
@@ -50,6 +53,9 @@ class Rules:
         self._touched: dict[str, None] = {}
         self._start_first: set[str] = set()
         self._acknowledged = 0
+        self._promised: dict[str, str] = {}
+        """Service id -> name, of those that a user was told to have, and has not asked to remove."""
+        self._unwanted: set[str] = set()
         self._given: dict[str, str] = {}
         """Task -> the node it was given to."""
 
@@ -59,6 +65,9 @@ class Rules:
         """A manager has read its disk: what was answered or sent is there, and nothing is held twice."""
         if store.version < self._acknowledged:
             raise Violation(f"version {self._acknowledged} was acknowledged, the disk has {store.version}")
+        for id, name in self._promised.items():
+            if store.get(Service, id) is None:
+                raise Violation(f"a user was told that service {name} is there, and the disk does not have it")
         self._holders.clear()
         for kind in (Network, Node, Service, Task):
             for object in store.all(kind):
@@ -75,6 +84,16 @@ class Rules:
 
     def acknowledged(self, version: int) -> None:
         self._acknowledged = max(self._acknowledged, version)
+
+    def created(self, service: Service) -> None:
+        """A user was answered."""
+        if service.id not in self._unwanted:
+            self._promised[service.id] = service.name
+
+    def removed(self, service_id: str) -> None:
+        """A user asked for it; from now on it may be there or not."""
+        self._unwanted.add(service_id)
+        self._promised.pop(service_id, None)
 
     def transaction(self, store: SimStore, by: str, events: Sequence[Event]) -> None:
         for event in events:
@@ -184,6 +203,30 @@ class Rules:
         if node.worker.version > self._world.backend.version:
             raise Violation(f"{node.hostname} has heard of version {node.worker.version}, the disk has {self._world.backend.version}")
 
+    def noticed(self) -> None:
+        """A node that has been away for longer than its grace is down, and its tasks are not counted upon."""
+        manager, now = self._world.manager, self._world.agenda.now
+        if manager is None:
+            return
+        period = next(iter(manager.store.all(Cluster))).spec.dispatcher.heartbeat_period
+        grace = int(HEARTBEAT_GRACE * 1.1 * period) + SLOW
+        for node in self._world.nodes.values():
+            object = manager.store.get(Node, node.id)
+            if (
+                object is None
+                or object.description is None
+                or not node.away_since
+                or now < node.away_since + grace
+                or now < manager.born + 2 * grace
+            ):
+                continue
+            if object.status.state is not NodeState.DOWN:
+                raise Violation(f"{node.hostname} has been away for {(now - node.away_since) / SECOND:.0f} s and is {object.status.state}")
+            for task in manager.store.find(TASK_BY_NODE, node.id):
+                late = now - max(object.status.since, task.created_at) > SLOW
+                if late and task.slot and task.desired_state <= TaskState.RUNNING and not task.terminal:
+                    raise Violation(f"{self._world.task(task.id)} is meant to run on {node.hostname}, which is down")
+
     def started(self, node_id: str, item: TaskItem) -> None:
         if item.task.node_id != node_id or self._given.get(item.task.id) != node_id:
             raise Violation(f"{self._world.name(node_id)} runs {self._world.task(item.task.id)}, which is not its own")
@@ -220,6 +263,8 @@ class Rules:
                     return f"{self._world.task(task.id)} is pending without a word"
                 if (node := self._free_node(store, task)) is not None:
                     return f"{self._world.task(task.id)} is pending ({task.status.err}), and {node.hostname} would suit it"
+            elif wanted and state is TaskState.NEW and self._full(store, task):
+                continue
             elif wanted and (state is not TaskState.RUNNING or task.desired_state is not TaskState.RUNNING):
                 return f"{self._world.task(task.id)} is {state.word} ({task.status.err}), desired {task.desired_state.word}"
             elif not wanted and TaskState.ASSIGNED <= state <= TaskState.RUNNING:
@@ -230,6 +275,16 @@ class Rules:
             if node is not None and node.availability == "drain":
                 return f"{self._world.task(task.id)} is on {node.hostname}, which is drained"
         return ""
+
+    def _full(self, store: SimStore, task: Task) -> bool:
+        """Its error says that there are no addresses left, and in one of its networks there are none."""
+        if "address" not in task.status.err:
+            return False
+        for network in store.all(Network):
+            if network.name in task.status.err:
+                size = 1 << 32 - int(network.ipam[0].subnet.partition("/")[2])
+                return sum(claim[:2] == ("address", network.id) for claim in self._holders) >= size - 2
+        return False
 
     def _free_node(self, store: SimStore, task: Task) -> Node | None:
         """A node that takes any task like this one, for those constraints that simulations use."""
@@ -264,7 +319,7 @@ class Rules:
                 pending = pending or any(task.status.state < TaskState.RUNNING for task in wanted)
                 filled += bool(wanted) or _final(tasks[-1])
                 most = max(limits[0] or 0, 1) + 1
-                if not updating and not _attempts(tasks[-1]) and len(tasks) > most:
+                if not updating and not _attempts(service) and len(tasks) > most:
                     return f"{len(tasks)} tasks are kept of {self._world.task(tasks[-1].id)}"
             mode = service.spec.mode.replicated
             if mode is not None and filled != (1 if mode.replicas is None else mode.replicas):
@@ -381,8 +436,9 @@ def _met(constraint: str, node: Node) -> bool:
     return node.spec.labels.get(key.removeprefix("node.labels.")) == value
 
 
-def _attempts(task: Task) -> int:
-    policy = task.spec.restart_policy
+def _attempts(service: Service) -> int:
+    """With limited attempts all of a slot's tasks are kept."""
+    policy = service.spec.task_template.restart_policy
     return (policy.max_attempts or 0) if policy else 0
 
 

@@ -81,7 +81,7 @@ class World:
         self.names: dict[str, str] = {}
         """Id -> what the story calls it."""
         self._count = 0
-        self._hosts = 0
+        self.hosts = 0
         self._bootstrap()
         self.manager: SimManager | None = SimManager(self, self.backend, self.manager_id)
         self.add_node(self.manager_id)
@@ -94,8 +94,18 @@ class World:
             dispatcher=DispatcherConfig(heartbeat_period=rng.choice((2, 5, 5, 10)) * SECOND),
         )
         store = MemoryStore(self.backend, VirtualClock(self.agenda))
-        cluster = {"cluster_id": new_id(rng), "node_id": self.manager_id, "root_ca": RootCA(), "spec": spec, "rng": rng}
-        store.apply(bootstrap_cluster(store, certificate=self.certificate(self.manager_id), **cluster))  # type: ignore[arg-type]
+        store.apply(
+            bootstrap_cluster(
+                store,
+                cluster_id=new_id(rng),
+                node_id=self.manager_id,
+                root_ca=RootCA(),
+                rng=rng,
+                spec=spec,
+                certificate=self.certificate(self.manager_id),
+                subnet_size=rng.choice((24, 27, 28)),
+            )
+        )
         store.flush()
 
     def certificate(self, node_id: str) -> Certificate:
@@ -109,7 +119,7 @@ class World:
         return self.nodes[self.manager_id]
 
     def add_node(self, node_id: str) -> SimNode:
-        number, self._hosts = self._hosts, self._hosts + 1
+        number, self.hosts = self.hosts, self.hosts + 1
         hostname = f"worker{number:02}" if number else "manager"
         self.names[node_id] = hostname
         node = self.nodes[node_id] = SimNode(self, node_id, hostname, f"192.0.2.{number + 1}")
