@@ -18,6 +18,7 @@ from aiohttp import web
 from skep.api.routing import Call
 from skep.api.wire.times import padded
 from skep.engine.base import Streams
+from skep.errors import SkepError
 
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 RAW = "application/vnd.docker.raw-stream"
@@ -261,7 +262,7 @@ async def _quiet(feeding: Any) -> None:
     """Input may end badly (the process closed its stdin, the client went): the output decides when all is over. Detaching is passed on."""
     try:
         await feeding
-    except (ConnectionError, BrokenPipeError):
+    except (ConnectionError, SkepError):
         pass
 
 
