@@ -213,11 +213,13 @@ def test_a_node_sends_lines_of_its_own_tasks_on_its_own_stream() -> None:
                     await logs.broker.serve(node_id, stream, pair()[1])
             ours, theirs = pair()
             serving = group.create_task(logs.broker.serve("n1", one, theirs))
-            await ours.send(encode([LogLine(task_id=id, stream=1, at=1, data=b"x\n") for id in ("t1", "t2", "nothing")]))
+            foreign = [LogLine(task_id=id, stream=1, at=1, data=b"x\n") for id in ("t2", "nothing")]
+            odd = [LogLine(task_id="t1", stream=stream, at=1, data=b"an error of the manager?\n") for stream in (0, 3, 300, -1)]
+            await ours.send(encode([*foreign, *odd, LogLine(task_id="t1", stream=1, at=1, data=b"x\n")]))
             await asyncio.sleep(0.01)
             with pytest.raises(NotFound):
                 await logs.broker.serve("n1", one, pair()[1])
-            assert [line.task_id for line in logs.lines] == ["t1"]
+            assert [(line.task_id, line.data) for line in logs.lines] == [("t1", b"x\n")]
             await ours.close()
             await serving
             reading.cancel()

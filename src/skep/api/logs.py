@@ -70,10 +70,10 @@ async def _stream(
             by_id[task_id] = task
         return log_details(
             {
+                **more,
                 "com.docker.swarm.node.id": task.node_id if task is not None else "",
                 "com.docker.swarm.service.id": task.service_id if task is not None else "",
                 "com.docker.swarm.task.id": task_id,
-                **more,
             }
         )
 
