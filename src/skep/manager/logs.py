@@ -130,7 +130,9 @@ class LogBroker:
     async def _take(self, reader: _Reader, stream: _Stream, channel: Channel) -> None:
         try:
             while not stream.ended.is_set():
-                lines = [line for line in decode_lines(await channel.receive()) if line.task_id in stream.task_ids and line.stream in (1, 2)]
+                lines = [
+                    line for line in decode_lines(await channel.receive()) if line.task_id in stream.task_ids and line.stream in (1, 2)
+                ]
                 while len(reader.lines) >= FRAMES and not stream.ended.is_set():
                     reader.room.clear()
                     await reader.room.wait()
