@@ -18,10 +18,11 @@ from skep.manager.ca import Authority
 from skep.manager.control import Control
 from skep.manager.loop import Loop
 from skep.manager.session import Session
-from skep.plan.ops import Op
+from skep.plan.ops import Create, Op
 from skep.plan.ownership import refuse
 from skep.store.backends import MemoryBackend
 from skep.store.memory import MemoryStore
+from skep.testing.sim_rules import Violation
 from skep.testing.virtual import Alarm, VirtualClock
 
 if TYPE_CHECKING:
@@ -49,10 +50,16 @@ class SimStore(MemoryStore):
         self._world = world
 
     def apply(self, ops: Iterable[Op], *, by: str = "") -> int:
-        before = len(self._pending)
+        before, ops = len(self._pending), list(ops)
         version = super().apply(ops, by=by)
         if events := self._pending[before:]:
-            self._world.rules.transaction(self, by, events)
+            try:
+                self._world.rules.transaction(self, by, events)
+            except Violation:
+                for op in ops:
+                    id = op.object.id if isinstance(op, Create) else op.id
+                    self._world.say(f"{by}: {type(op).__name__.lower()} {self._world.label(id)}: {op.because}")
+                raise
         return version
 
     async def durable(self, version: int) -> None:
