@@ -278,7 +278,7 @@ class Rules:
 
     def _full(self, store: SimStore, task: Task) -> bool:
         """Its error says that there are no addresses left, and in one of its networks there are none."""
-        if "address" not in task.status.err:
+        if "available IP" not in task.status.err:
             return False
         for network in store.all(Network):
             if network.name in task.status.err:
