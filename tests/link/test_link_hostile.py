@@ -187,11 +187,11 @@ class Logs:
         self.asked.append((node_id, message))
         return True
 
-    async def read(self, *ids: str) -> str:
+    async def read(self, *ids: str, service_id: str = "") -> str:
         """Reads until the end; returns the warning."""
         tasks = [found for id in ids if (found := self.store.get(Task, id)) is not None]
         try:
-            async for line in self.broker.logs(tasks, LogOptions(follow=True)):
+            async for line in self.broker.logs(tasks, LogOptions(follow=True), service_id=service_id):
                 self.lines.append(line)
         except SkepError as error:
             return error.text
@@ -262,6 +262,20 @@ def test_a_reader_does_not_wait_for_a_node_that_is_gone(end: str) -> None:
             assert "node n1 disconnected unexpectedly" in await reading
             await serving
             watching.cancel()
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("ids", [("t1",), ()], ids=["with a stream", "waiting for tasks"])
+def test_a_reader_does_not_outlive_the_manager(ids: tuple[str, ...]) -> None:
+    async def body() -> None:
+        logs = Logs()
+        async with asyncio.TaskGroup() as group, asyncio.timeout(5):
+            running = group.create_task(logs.broker.run())
+            reading = group.create_task(logs.read(*ids, service_id="web"))
+            await asyncio.sleep(0.01)
+            running.cancel()
+            assert "this manager has stopped" in await reading
 
     asyncio.run(body())
 

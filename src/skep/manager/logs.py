@@ -18,7 +18,7 @@ from skep.manager.control import LogOptions
 from skep.model.enums import NodeState, TaskState
 from skep.model.node import Node
 from skep.model.task import Task
-from skep.store.base import Store
+from skep.store.base import Event, Store
 
 FRAMES = 16
 """Frames of lines that wait for a reader."""
@@ -49,6 +49,7 @@ class _Reader:
         self.asked: set[str] = set()
         self.failures: list[str] = []
         self.changed = asyncio.Event()
+        self.over = False
 
 
 class LogBroker:
@@ -65,15 +66,25 @@ class LogBroker:
         """By service."""
 
     async def run(self) -> None:
-        """Readers that follow a service hear of tasks that start later; none waits for a node that is down or removed."""
-        async for events in self._watch:
-            for event in events:
-                if event.kind is Node:
-                    if not isinstance(event.new, Node) or event.new.status.state is NodeState.DOWN:
-                        self._lose(event.id)
-                elif isinstance(event.new, Task) and event.new.service_id in self._following:
-                    for reader in self._following[event.new.service_id]:
-                        self._ask(reader, [event.new])
+        """Readers that follow a service hear of tasks that start later; none waits for a node that is down or removed, nor for a manager
+        that is no more."""
+        try:
+            async for events in self._watch:
+                for event in events:
+                    self._happened(event)
+        finally:
+            for reader in {*self._readers.values(), *(reader for readers in self._following.values() for reader in readers)}:
+                reader.failures.append("this manager has stopped")
+                reader.over = True
+                reader.changed.set()
+
+    def _happened(self, event: Event) -> None:
+        if event.kind is Node:
+            if not isinstance(event.new, Node) or event.new.status.state is NodeState.DOWN:
+                self._lose(event.id)
+        elif isinstance(event.new, Task) and event.new.service_id in self._following:
+            for reader in self._following[event.new.service_id]:
+                self._ask(reader, [event.new])
 
     def _lose(self, node_id: str) -> None:
         for stream_id, reader in list(self._readers.items()):
@@ -98,7 +109,7 @@ class LogBroker:
                     for line in reader.lines.popleft():
                         yield line
                     reader.room.set()
-                if not reader.streams and not (options.follow and service_id):
+                if reader.over or (not reader.streams and not (options.follow and service_id)):
                     break
                 reader.changed.clear()
                 await reader.changed.wait()
