@@ -95,12 +95,13 @@ class Node:
         return self.membership.cluster()
 
     def _engine_id(self) -> str:
-        path = self.data / "engine-id"
-        try:
-            return path.read_text().strip()
-        except FileNotFoundError:
-            path.write_text(new_hex(self.rng, 32) + "\n")
-            return path.read_text().strip()
+        path, new = self.data / "engine-id", self.data / "engine-id.new"
+        if path.exists() and (known := path.read_text().strip()):
+            return known
+        made = new_hex(self.rng, 32)
+        new.write_text(made + "\n")
+        new.replace(path)
+        return made
 
     def _datapath(self, address: str) -> Datapath:
         return KernelDatapath("skep", self.run_root / "network", address, clock=self.clock, aside=self.settings.forwarding == "aside")
