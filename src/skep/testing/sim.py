@@ -23,6 +23,7 @@ from skep.clock import MILLISECOND, MINUTE, SECOND
 from skep.model.service import Service
 from skep.testing.sim_events import Events
 from skep.testing.sim_rules import Violation
+from skep.testing.sim_settled import Settled
 from skep.testing.sim_world import Logged, Parts, World
 
 EVENTS = 50
@@ -85,7 +86,8 @@ def _run_until(world: World, time: int) -> None:
 
 
 def _settle(world: World, what: str) -> None:
-    ask = world.rules.unsettled if what == "settled" else world.rules.unemptied
+    settled = Settled(world)
+    ask = settled.unsettled if what == "settled" else settled.unemptied
     deadline = world.agenda.now + SETTLE_WITHIN
     while problem := ask():
         if world.agenda.now >= deadline:

@@ -16,25 +16,13 @@ from skep.model.service import Service
 from skep.model.spec import (
     ContainerSpec,
     Driver,
-    EndpointSpec,
-    Global,
     Mode,
-    NetworkAttachmentConfig,
     NetworkSpec,
-    Placement,
-    PlacementPreference,
-    PortConfig,
     Replicated,
-    Reservations,
-    ResourceRequirements,
-    RestartPolicy,
-    ServiceSpec,
-    SpreadOver,
-    TaskSpec,
-    UpdateConfig,
 )
 from skep.plan.ops import Create, Delete
 from skep.testing.sim_node import SimNode
+from skep.testing.sim_wishes import ZONES, Wishes
 from skep.testing.sim_world import FAIR, Weather
 
 if TYPE_CHECKING:
@@ -43,15 +31,13 @@ if TYPE_CHECKING:
 
 MOST_SERVICES = 4
 MOST_NODES = 6
-ZONES = ("a", "b")
-IMAGE = "registry:5000/good"
 
 
 class Events:
     def __init__(self, world: World) -> None:
         self._world = world
         self._rng = world.rng
-        self._numbers = 0
+        self._wishes = Wishes(world.rng)
         self._storms = 0
         self.services = 0
         """How many were asked for."""
@@ -125,9 +111,9 @@ class Events:
         if len(manager.store.all(Service)) >= MOST_SERVICES:
             self.scale(manager)
             return
-        self._numbers += 1
+        self._wishes.numbers += 1
         self.services += 1
-        spec = self._service_spec(manager, f"svc{self._numbers}")
+        spec = self._wishes.service(manager, f"svc{self._wishes.numbers}")
         replicas = spec.mode.replicated.replicas if spec.mode.replicated else "global"
         self._ask(manager, manager.control.create_service(spec), f"service create {spec.name} ({replicas})")
 
@@ -148,15 +134,15 @@ class Events:
         if kind == 0:
             template = msgspec.structs.replace(template, force_update=template.force_update + 1)
         elif kind == 1:
-            template = msgspec.structs.replace(template, placement=self._placement())
+            template = msgspec.structs.replace(template, placement=self._wishes.placement())
         elif kind == 2:
-            spec = msgspec.structs.replace(spec, endpoint_spec=self._endpoint())
+            spec = msgspec.structs.replace(spec, endpoint_spec=self._wishes.endpoint())
         elif kind == 3:
-            template = msgspec.structs.replace(template, restart_policy=self._policy())
+            template = msgspec.structs.replace(template, restart_policy=self._wishes.policy())
         else:
-            template = msgspec.structs.replace(template, container_spec=ContainerSpec(image=self._image()))
+            template = msgspec.structs.replace(template, container_spec=ContainerSpec(image=self._wishes.image()))
         if rng.random() < 0.5:
-            spec = msgspec.structs.replace(spec, update_config=self._rollout(), rollback_config=self._rollout())
+            spec = msgspec.structs.replace(spec, update_config=self._wishes.rollout(), rollback_config=self._wishes.rollout())
         spec = msgspec.structs.replace(spec, task_template=template)
         version = service.version if rng.random() < 0.95 else service.version - 1
         what = ("force", "placement", "ports", "restart policy")[kind] if kind < 4 else template.container_spec.image
@@ -207,8 +193,8 @@ class Events:
         """As the control API will, when it may: an overlay of the user's."""
         if len(manager.store.all(Network)) >= 7:
             return
-        self._numbers += 1
-        spec = NetworkSpec(name=f"net{self._numbers}", driver_configuration=Driver(name="overlay"), scope="swarm")
+        self._wishes.numbers += 1
+        spec = NetworkSpec(name=f"net{self._wishes.numbers}", driver_configuration=Driver(name="overlay"), scope="swarm")
         network = Network(id=new_id(self._rng), spec=spec)
         self._world.names[network.id] = spec.name
         call = manager.store.commit([Create(network, "created by the user")], by="control")
@@ -222,81 +208,6 @@ class Events:
         if network is not None:
             call = manager.store.commit([Delete(Network, network.id, "removed by the user")], by="control")
             self._ask(manager, call, f"network rm {network.name}")
-
-    # what they ask for
-
-    def _service_spec(self, manager: SimManager, name: str) -> ServiceSpec:
-        rng = self._rng
-        mode = Mode(global_=Global()) if rng.random() < 0.2 else Mode(replicated=Replicated(replicas=rng.randrange(1, 6)))
-        networks = [network for network in manager.store.all(Network) if network.name.startswith("net")]
-        attached = NetworkAttachmentConfig(target=rng.choice(networks).id) if networks and rng.random() < 0.4 else None
-        reserved = rng.choice((0, 0, 0, 500_000_000, 1_500_000_000))
-        return ServiceSpec(
-            name=name,
-            task_template=TaskSpec(
-                container_spec=ContainerSpec(image=self._image()),
-                restart_policy=self._policy(),
-                placement=self._placement(),
-                networks=(attached,) if attached else None,
-                resources=ResourceRequirements(reservations=Reservations(nano_cpus=reserved)) if reserved else None,
-            ),
-            mode=mode,
-            update_config=self._rollout(),
-            rollback_config=self._rollout(),
-            endpoint_spec=self._endpoint(),
-        )
-
-    def _image(self) -> str:
-        self._numbers += 1
-        return f"{self._rng.choice((IMAGE, IMAGE, IMAGE, IMAGE, 'registry:5000/bad', 'registry:5000/crash'))}:{self._numbers}"
-
-    def _policy(self) -> RestartPolicy | None:
-        rng = self._rng
-        if rng.random() < 0.4:
-            return None
-        return RestartPolicy(
-            condition=rng.choice(("any", "any", "any", "on-failure", "none")),
-            delay=rng.choice((None, 0, 100 * MILLISECOND, SECOND, 3 * SECOND)),
-            max_attempts=rng.choice((None, None, None, 2, 4)),
-            window=rng.choice((None, None, 10 * SECOND)),
-        )
-
-    def _placement(self) -> Placement | None:
-        rng = self._rng
-        chance = rng.random()
-        if chance < 0.15:
-            return Placement(constraints=(f"node.labels.zone=={rng.choice(ZONES)}",))
-        if chance < 0.25:
-            return Placement(max_replicas=rng.randrange(1, 4))
-        if chance < 0.35:
-            return Placement(preferences=(PlacementPreference(spread=SpreadOver(spread_descriptor="node.labels.zone")),))
-        return None
-
-    def _rollout(self) -> UpdateConfig | None:
-        rng = self._rng
-        if rng.random() < 0.25:
-            return None
-        return UpdateConfig(
-            parallelism=rng.choice((0, 1, 1, 2)),
-            delay=rng.choice((0, 0, 500 * MILLISECOND, 2 * SECOND)),
-            failure_action=rng.choice(("", "pause", "continue", "rollback", "rollback")),
-            monitor=rng.choice((0, SECOND, 3 * SECOND)),
-            max_failure_ratio=rng.choice((0, 0, 0.3)),
-            order=rng.choice(("", "stop-first", "start-first")),
-        )
-
-    def _endpoint(self) -> EndpointSpec | None:
-        rng = self._rng
-        chance = rng.random()
-        if chance < 0.6:
-            return None
-        if chance < 0.7:
-            return EndpointSpec(ports=(PortConfig(protocol="tcp", target_port=80, published_port=8000, publish_mode="host"),))
-        published = rng.choice((0, 0, 8080, 8081))
-        mode = "vip"
-        return EndpointSpec(
-            mode=mode, ports=(PortConfig(protocol="tcp", target_port=80, published_port=published, publish_mode="ingress"),)
-        )
 
     # fate
 
