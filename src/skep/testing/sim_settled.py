@@ -58,7 +58,7 @@ class Settled:
                     return f"{self._world.task(task.id)} is pending without a word"
                 if (node := self._free_node(store, task)) is not None:
                     return f"{self._world.task(task.id)} is pending ({task.status.err}), and {node.hostname} would suit it"
-            elif wanted and state is TaskState.NEW and self._full(store, task):
+            elif wanted and state is TaskState.NEW and (self._full(store, task) or self._taken(store, task)):
                 continue
             elif wanted and (state is not TaskState.RUNNING or task.desired_state is not TaskState.RUNNING):
                 return f"{self._world.task(task.id)} is {state.word} ({task.status.err}), desired {task.desired_state.word}"
@@ -80,6 +80,13 @@ class Settled:
                 size = 1 << 32 - int(network.ipam[0].subnet.partition("/")[2])
                 return sum(claim[:2] == ("address", network.id) for claim in self._world.rules.holders) >= size - 2
         return False
+
+    def _taken(self, store: SimStore, task: Task) -> bool:
+        """Its error says that another service has its port, and one has: a rollback may bring back what was given away since."""
+        service = store.get(Service, task.service_id)
+        ports = (service.spec.endpoint_spec.ports if service and service.spec.endpoint_spec else None) or ()
+        holders = {self._world.rules.holders.get(("port", port.protocol, port.published_port), task.service_id) for port in ports}
+        return "already in use by service" in task.status.err and holders != {task.service_id}
 
     def _free_node(self, store: SimStore, task: Task) -> Node | None:
         """A node that takes any task like this one, for those constraints that simulations use."""
