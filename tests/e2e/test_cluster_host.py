@@ -30,8 +30,9 @@ class Terminal:
     def __init__(self, *line: str, rows: int = 40, columns: int = 132) -> None:
         self.pid, self.master = pty.fork()
         if self.pid == 0:
+            self.master = 0
+            self.size(rows, columns)
             os.execvp(line[0], line)
-        self.size(rows, columns)
         self.out = ""
         self.code: int | None = None
 
@@ -346,7 +347,6 @@ def test_a_lost_node_is_a_machine_that_lost_its_power(world: World) -> None:
     id = world.api("GET", "/nodes/worker03")["ID"]
     there = {c["Id"] for c in calls.call(world.at.socket("worker03"), "GET", "/containers/json")}
     assert there
-    old = {kind: os.readlink(f"/proc/{cluster.daemon_pid(world.at, 'worker03')}/ns/{kind}") for kind in ("net", "mnt", "uts")}
     run(world, "exec", "worker03", "sh", "-c", "touch /run/before; ip link add stale0 type dummy; ip netns add stale", check=True)
     mesh = (world.at.address("worker03"), 2377)
 
@@ -363,8 +363,6 @@ def test_a_lost_node_is_a_machine_that_lost_its_power(world: World) -> None:
     assert world.docker("start", "worker03", node="") == "worker03\n"
     until(lambda: _ready(world), "it is back")
     assert world.api("GET", "/nodes/worker03")["ID"] == id
-    now = {kind: os.readlink(f"/proc/{cluster.daemon_pid(world.at, 'worker03')}/ns/{kind}") for kind in ("net", "mnt", "uts")}
-    assert not set(old.values()) & set(now.values())
     looked = run(world, "exec", "worker03", "sh", "-c", "ls /run; ip -br link; ip netns", text=True, check=True).stdout
     assert "before" not in looked and "stale" not in looked
     listed = calls.call(world.at.socket("worker03"), "GET", "/containers/json?all=1")
