@@ -92,17 +92,22 @@ class Server:
         app.router.add_get("/session", self._answering(self._session))
         app.router.add_get("/logs/{stream}", self._answering(self._logs))
         runner = web.AppRunner(app, access_log=None, keepalive_timeout=5.0, shutdown_timeout=CLOSE_SECONDS)
-        await runner.setup()
-        handlers = runner.server
-        assert handlers is not None
-        try:
-            self._listening = await asyncio.get_running_loop().create_server(
-                lambda: SmallTls(handlers(), self._context, self._door), address, port, backlog=1024, reuse_address=True
-            )
-        except OSError:
-            await runner.cleanup()
-            raise
         self._runner = runner
+        try:
+            await runner.setup()
+            handlers = runner.server
+            assert handlers is not None
+            self._listening = await asyncio.get_running_loop().create_server(
+                lambda: SmallTls(handlers(), self._context, self._door),
+                *(address, port),
+                backlog=1024,
+                reuse_address=True,
+                start_serving=False,  # asyncio forgets a listening socket when it is cancelled in the last step of this
+            )
+            await self._listening.start_serving()
+        except BaseException:
+            await self.close()
+            raise
         return int(self._listening.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
