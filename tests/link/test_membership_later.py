@@ -54,6 +54,22 @@ def test_a_worker_leaves_though_its_manager_is_gone(tmp_path: Path) -> None:
     run(body)
 
 
+def test_a_worker_without_tasks_leaves_at_once_though_its_manager_is_gone(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with hosts(tmp_path, "m", "w") as (_, [m, w]):
+            await a_cluster(m, w)
+            await m.stop()
+            parts = w.membership._parts
+            assert parts is not None and parts.agent is not None
+            agent = parts.agent
+            await until(lambda: agent.session.connect_at is not None)  # between two attempts
+            async with asyncio.timeout(5):
+                await w.membership.leave(False)
+            assert (w.state, w.root.exists()) == ("inactive", False)
+
+    run(body)
+
+
 def test_a_node_leaves_though_its_network_cannot_be_taken_down(tmp_path: Path) -> None:
     async def body() -> None:
         async with hosts(tmp_path, "m", "w") as (_, [m, w]):

@@ -120,6 +120,8 @@ class Agent:
         for instruction in self.worker.take():
             self._begin(group, instruction)
         self._flush()
+        if self._over():
+            return
         times = [time for time in due if time is not None]
         try:
             async with asyncio.timeout(max(min(times) - self._now(), 0) / SECOND if times else None):
