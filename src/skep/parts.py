@@ -186,20 +186,24 @@ def local_renewal(authority: ca.Authority, certificates: Certificates) -> Callab
 
 
 async def clean_up(member: Member, makers: Makers) -> None:
-    """Containers of tasks and the cluster's network go when the node has left. Nothing here keeps a node from leaving: what could not be
-    removed is named in the log."""
-    datapath = makers.datapath(member.data_path)
+    """Containers of tasks and the cluster's network go when the node has left. Nothing here keeps a node from leaving, nor one thing that
+    cannot be removed the others: what is left is named in the log."""
     try:
-        try:
-            await datapath.start_up()
-            runtime = makers.runtime(datapath)
-            await runtime.start_up()
-            for task_id in runtime.known():
-                try:
-                    await runtime.remove(task_id)
-                except SkepError as error:
-                    log.warning("a task's container could not be removed: %s", error.message)
-        finally:
-            await datapath.destroy()
+        datapath = makers.datapath(member.data_path)
+    except SkepError as error:
+        log.warning("this node's network in the cluster cannot be removed: %s", error.message)
+        return
+    await _try(datapath.start_up())
+    runtime = makers.runtime(datapath)
+    await _try(runtime.start_up())
+    for task_id in runtime.known():
+        await _try(runtime.remove(task_id))
+    await _try(datapath.destroy())
+
+
+async def _try(step: Awaitable[None]) -> None:
+    try:
+        await step
     except Exception as error:
-        log.exception("not all of this node's part in the cluster could be removed: %s", error)
+        reason = error.message if isinstance(error, SkepError) else f"{type(error).__name__}: {error}"
+        log.warning("not all of this node's part in the cluster could be removed: %s", reason)

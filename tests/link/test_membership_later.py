@@ -72,11 +72,15 @@ def test_a_worker_without_tasks_leaves_at_once_though_its_manager_is_gone(tmp_pa
 
 def test_a_node_leaves_though_its_network_cannot_be_taken_down(tmp_path: Path) -> None:
     async def body() -> None:
-        async with hosts(tmp_path, "m", "w") as (_, [m, w]):
+        async with hosts(tmp_path, "m", "w") as (group, [m, w]):
             await a_cluster(m, w)
-            w.datapath.fail["start_up"] = SkepError("no such device")
+            await m.run_service(2)
+            await until(lambda: len(w.tasks()) == 1)
+            w.datapath.fail["start_up"] = w.datapath.fail["detach"] = SkepError("no such device")
+            await w.restart(group)
+            await until(lambda: w.state == "error")
             await w.membership.leave(False)
-            assert (w.state, w.root.exists(), w.alive) == ("inactive", False, True)
+            assert (w.state, w.root.exists(), w.alive, w.tasks()) == ("inactive", False, True, [])
 
     run(body)
 
