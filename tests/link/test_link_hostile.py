@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from link_world import START, StillClock, World, node, ready, status, task
+from member_world import outcome
 from tls_world import CLOCK, Manager
 
 from skep.agent.renewal import keep_renewed
@@ -140,6 +141,28 @@ def test_a_node_that_floods_is_read_slowly() -> None:
                 await channel.receive()
         except Closed:
             pass
+
+    asyncio.run(body())
+
+
+def test_no_session_begins_with_a_manager_that_stops() -> None:
+    """It would keep the manager from closing its port until it is cut off."""
+
+    async def body() -> None:
+        clock = StillClock()
+        store = MemoryStore(NullBackend(), clock)
+        store.apply([Create(node("n1", 1), "for the test")])
+        sessions = Sessions(store, clock, random.Random(1))
+        ours, theirs = pair()
+        async with asyncio.TaskGroup() as group:
+            serving = group.create_task(outcome(sessions.serve("n1", theirs, "192.0.2.1")))
+            await asyncio.sleep(0)
+            sessions.stop()
+            await ours.send(encode(Hello(description=NodeDescription(hostname="n1"))))
+            async with asyncio.timeout(5):
+                refused = await serving
+        assert isinstance(refused, Refused) and not refused.removed
+        assert refused.text == "this manager stops"
 
     asyncio.run(body())
 

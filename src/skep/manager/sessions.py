@@ -8,7 +8,7 @@ import logging
 from skep.clock import SECOND, Clock, Drift
 from skep.errors import Invalid, SkepError
 from skep.ids import Random
-from skep.link.channel import Channel, Closed, decode_from_agent, encode
+from skep.link.channel import Channel, Closed, Refused, decode_from_agent, encode
 from skep.link.messages import Hello
 from skep.manager.dispatcher import Dispatcher
 from skep.manager.session import Session
@@ -33,6 +33,7 @@ class Sessions:
     def __init__(self, store: Store, clock: Clock, rng: Random) -> None:
         self._clock = clock
         self._drift: Drift | None = None
+        self._stopping = ""
         self._watch = store.watch()
         self._wakes: dict[Session, asyncio.Event] = {}
         self._moved = asyncio.Event()
@@ -55,7 +56,8 @@ class Sessions:
             group.create_task(self._tick())
 
     def stop(self, reason: str = "this manager stops") -> None:
-        """Tell every node that the session ends; each comes back to whichever manager there is."""
+        """Tell every node that the session ends; each comes back to whichever manager there is. No session begins after this."""
+        self._stopping = reason
         self.dispatcher.stop(reason)
 
     async def serve(self, node_id: str, channel: Channel, peer: str = "") -> None:
@@ -67,6 +69,8 @@ class Sessions:
             return
         if not isinstance(hello, Hello):
             raise Invalid("a session begins with a greeting")
+        if self._stopping:
+            raise Refused(self._stopping, rpc="Unavailable")
         session = self.dispatcher.connect(node_id, hello, self._now(), peer)
         log.info("session begins", extra={"node": node_id, "session": session.id, "address": hello.address or peer})
         wake = self._wakes[session] = asyncio.Event()
