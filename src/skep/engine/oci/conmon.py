@@ -265,6 +265,20 @@ def reopen_log(bundle: Path) -> None:
     _control(bundle, "2 0 0\n")
 
 
+def settle() -> None:
+    """Until conmon has taken every connection to an attach socket that waits to be accepted; a second at most.
+
+    conmon sends what it reads to whom it has accepted: output that came first would be lost to us. A connection that waits has no inode
+    of its own yet and is listed as connecting (state 02 of a SEQPACKET socket, 0005).
+    """
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        with open("/proc/net/unix", errors="replace") as table:
+            if not any(line.rstrip().endswith("/attach") and line.split()[4:6] == ["0005", "02"] for line in table):
+                return
+        time.sleep(0.001)
+
+
 def connect(bundle: Path) -> socket.socket:
     """A connection to the attach socket, non-blocking. Goes through a descriptor, so that the path may have any length."""
     base = os.open(bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

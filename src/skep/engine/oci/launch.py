@@ -29,6 +29,8 @@ def launch(folders: Folders, places: conmon.Places, clock: Clock, stored: Stored
         log = folders.log(config.id) if config.log_driver != "none" else None
         created = conmon.create(places, config.id, config.name, folder, log, tty=config.tty, stdin=config.stdin, once=config.stdin_once)
         connections += [conmon.connect(folder) for _ in range(attached)]
+        if connections:
+            conmon.settle()
         conmon.start(places, config.id, created.pid)
         new = running(stored, created, clock.now(), places.runtime.name)
         bundle.append(folders, new)
