@@ -129,8 +129,10 @@ def new_vxlan(name: str, *, vni: int, port: int, local: str, address: str, mtu: 
     return Message(NEWLINK, REQUEST | ACK | CREATE | EXCL, body, f"link add {name} type vxlan id {vni} dstport {port}")
 
 
-def new_bridge(name: str, *, mtu: int) -> Message:
-    body = _link(flags=IFF_UP, change=IFF_UP) + text(3, name) + u32(4, mtu) + nested(18, text(1, "bridge"))
+def new_bridge(name: str, *, mtu: int, address: str = "") -> Message:
+    """`address`: without one of its own it has that of one of its ports, and changes it as they come and go."""
+    own = mac(1, address) if address else b""
+    body = _link(flags=IFF_UP, change=IFF_UP) + text(3, name) + own + u32(4, mtu) + nested(18, text(1, "bridge"))
     return Message(NEWLINK, REQUEST | ACK | CREATE | EXCL, body, f"link add {name} type bridge")
 
 

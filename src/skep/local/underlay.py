@@ -73,7 +73,7 @@ class Underlay:
                 without_ipv6()
                 if Path("/proc/sys/net/bridge").exists():
                     netns.set_sysctls({"net.bridge.bridge-nf-call-iptables": "0"})
-            inside.send([netlink.set_link(1, "lo", up=True), netlink.new_bridge(BRIDGE, mtu=mtu)])
+            inside.send([netlink.set_link(1, "lo", up=True), netlink.new_bridge(BRIDGE, mtu=mtu, address=_card(gateway))])
             bridge, up = inside.index(BRIDGE), inside.index(TO_HOST)
             inside.send(
                 [
@@ -222,7 +222,8 @@ def _port(node: str) -> str:
 
 
 def _card(address: str) -> str:
-    """A node's MAC address. It keeps it when it is made anew, as a machine does: its neighbours need not find out that theirs is stale."""
+    """The MAC address that goes with an address on the wire. A node keeps it when it is made anew, as a machine does: its neighbours need
+    not find out first, which takes seconds, that the one they know is stale."""
     return "02:5b:" + ":".join(f"{byte:02x}" for byte in ipaddress.IPv4Address(address).packed)
 
 
