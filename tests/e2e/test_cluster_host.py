@@ -349,6 +349,7 @@ def test_a_lost_node_is_a_machine_that_lost_its_power(world: World) -> None:
     assert there
     run(world, "exec", "worker03", "sh", "-c", "touch /run/before; ip link add stale0 type dummy; ip netns add stale", check=True)
     mesh = (world.at.address("worker03"), 2377)
+    cards = _cards(world)
 
     assert world.docker("kill", "worker03", node="") == "worker03\n"
     assert cluster.pids(world.at, "worker03") == []
@@ -365,6 +366,7 @@ def test_a_lost_node_is_a_machine_that_lost_its_power(world: World) -> None:
     assert world.api("GET", "/nodes/worker03")["ID"] == id
     looked = run(world, "exec", "worker03", "sh", "-c", "ls /run; ip -br link; ip netns", text=True, check=True).stdout
     assert "before" not in looked and "stale" not in looked
+    assert _cards(world) == cards, "nobody has to find out that an address he knows is stale"
     listed = calls.call(world.at.socket("worker03"), "GET", "/containers/json?all=1")
     assert all(c["State"] == "exited" for c in listed if c["Id"] in there), "none of the old ones is said to run"
     world.until(lambda: len(t := world.running("lost")) == 8 and sorted(x["Slot"] for x in t) == list(range(1, 9)), "one task a slot")
@@ -376,6 +378,17 @@ def test_a_lost_node_is_a_machine_that_lost_its_power(world: World) -> None:
 
     world.until(lambda: truly() == 8, "and eight containers")
     world.remove("lost")
+
+
+def _cards(world: World) -> list[str]:
+    """MAC addresses of worker03 and of the bridge."""
+    places = [(world.at.namespace("worker03", "net"), "eth0"), (Path(world.at.run) / "net/underlay", "br0")]
+    return [
+        subprocess.run(
+            ["nsenter", f"--net={pin}", "ip", "-br", "link", "show", link], capture_output=True, text=True, check=True
+        ).stdout.split()[2]
+        for pin, link in places
+    ]
 
 
 def test_the_registry_is_one_of_them(world: World) -> None:
