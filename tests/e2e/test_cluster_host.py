@@ -88,11 +88,11 @@ def run(world: World, *argv: str, **more: Any) -> subprocess.CompletedProcess[An
 
 
 def in_node(world: World, node: str, text: str) -> list[int]:
-    """Processes of a node's exec cgroup whose command line has this text."""
+    """Processes of a node's exec cgroup with this command line (a shell that is about to start it is not meant)."""
     found = []
     for pid in cluster.pids(world.at, f"{node}/exec"):
         try:
-            if text.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" "):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").strip() == text.encode():
                 found.append(pid)
         except OSError:
             continue
