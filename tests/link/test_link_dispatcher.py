@@ -297,11 +297,15 @@ def test_a_node_is_sent_its_own_tasks_alone() -> None:
     assert keys(one(world.hear(session), Assignments)) == {"task/t4"}
 
 
-def test_batches_wait_ten_milliseconds_and_fifty_at_most() -> None:
+def test_the_first_change_goes_at_once_then_batches_wait_ten_milliseconds_and_fifty_at_most() -> None:
     world = World()
     world.put(ready("n1"))
     session = world.connect("n1")
     world.hear(session)
+    world.pass_time(60 * MILLISECOND)
+    world.put(task("t", "n1"))
+    world.pass_time(0)
+    assert keys(one(world.dispatcher.pending_messages(session), Assignments)) == {"task/t"}
     world.put(task("t0", "n1"))
     world.pass_time(9 * MILLISECOND)
     assert world.dispatcher.pending_messages(session) == []

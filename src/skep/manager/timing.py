@@ -13,15 +13,20 @@ BATCH_LIMIT = 50 * MILLISECOND
 
 
 class Batch:
-    """When a batch is due: a little after the last change, and not long after the first."""
+    """When a batch is due: a little after the last change, and not long after the first. What comes after a quiet time does not wait at
+    all: one task more is on its way at once, and a storm is still a few batches."""
 
     def __init__(self) -> None:
         self._first = 0
+        self._taken: int | None = None
         self._due: int | None = None
 
     def touch(self, now: int) -> None:
         if self._due is None:
             self._first = now
+            if self._taken is None or now - self._taken >= BATCH_LIMIT:
+                self._due = now
+                return
         self._due = min(now + BATCH_WAIT, self._first + BATCH_LIMIT)
 
     def due(self) -> int | None:
@@ -30,6 +35,7 @@ class Batch:
     def shift(self, by: int) -> None:
         """The clock was set."""
         self._first += by
+        self._taken = None if self._taken is None else self._taken + by
         self._due = None if self._due is None else self._due + by
 
     def take(self, now: int) -> bool:
@@ -37,6 +43,7 @@ class Batch:
         if self._due is None or now < self._due:
             return False
         self._due = None
+        self._taken = now
         return True
 
 
