@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +63,55 @@ class Begun:
         os.kill(self.process.pid, number)
         out, err = self.process.communicate(timeout=120)
         return self.process.returncode, out, "".join(self.said) + err
+
+
+class Terminal:
+    """A program on a pty, as a person has it."""
+
+    def __init__(self, *line: str, rows: int = 40, columns: int = 132) -> None:
+        self.pid, self.master = pty.fork()
+        if self.pid == 0:
+            self.master = 0
+            self.size(rows, columns)
+            os.execvp(line[0], line)
+        self.out = ""
+        self.code: int | None = None
+
+    def size(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def read(self, until_text: str = "", seconds: float = 60) -> str:
+        """Until it has printed this, or (empty) until it ends."""
+        end = time.monotonic() + seconds
+        while not until_text or until_text not in self.out:
+            assert time.monotonic() < end, f"no {until_text!r} within {seconds} s: {self.out!r}"
+            if not select.select([self.master], [], [], 0.2)[0]:
+                continue
+            try:
+                data = os.read(self.master, 65536)
+            except OSError:
+                data = b""
+            if not data:
+                assert not until_text, f"it ended without {until_text!r}: {self.out!r}"
+                break
+            self.out += data.decode(errors="replace")
+        return self.out
+
+    def more(self) -> bool:
+        """Read what is there."""
+        while select.select([self.master], [], [], 0.05)[0]:
+            self.out += os.read(self.master, 65536).decode(errors="replace")
+        return True
+
+    def end(self) -> int:
+        if self.code is None:
+            _, status = os.waitpid(self.pid, 0)
+            self.code = os.waitstatus_to_exitcode(status)
+            os.close(self.master)
+        return self.code
 
 
 def kill_everything(at: Layout) -> list[int]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pty
 import re
-import select
 import signal
 import socket
 import subprocess
@@ -18,63 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_tools import SKEP, until
+from cluster_tools import SKEP, Terminal, until
 from conftest import ECHO, World
 
 from skep.local import calls, cluster
-
-
-class Terminal:
-    """A program on a pty, as a person has it."""
-
-    def __init__(self, *line: str, rows: int = 40, columns: int = 132) -> None:
-        self.pid, self.master = pty.fork()
-        if self.pid == 0:
-            self.master = 0
-            self.size(rows, columns)
-            os.execvp(line[0], line)
-        self.out = ""
-        self.code: int | None = None
-
-    def size(self, rows: int, columns: int) -> None:
-        import fcntl
-        import struct
-        import termios
-
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def type(self, text: str) -> None:
-        os.write(self.master, text.encode())
-
-    def read(self, until_text: str = "", seconds: float = 60) -> str:
-        """Until it has printed this, or (empty) until it ends."""
-        end = time.monotonic() + seconds
-        while not until_text or until_text not in self.out:
-            assert time.monotonic() < end, f"no {until_text!r} within {seconds} s: {self.out!r}"
-            if not select.select([self.master], [], [], 0.2)[0]:
-                continue
-            try:
-                data = os.read(self.master, 65536)
-            except OSError:
-                data = b""
-            if not data:
-                assert not until_text, f"it ended without {until_text!r}: {self.out!r}"
-                break
-            self.out += data.decode(errors="replace")
-        return self.out
-
-    def more(self) -> bool:
-        """Read what is there."""
-        while select.select([self.master], [], [], 0.05)[0]:
-            self.out += os.read(self.master, 65536).decode(errors="replace")
-        return True
-
-    def end(self) -> int:
-        if self.code is None:
-            _, status = os.waitpid(self.pid, 0)
-            self.code = os.waitstatus_to_exitcode(status)
-            os.close(self.master)
-        return self.code
 
 
 def docker(world: World, *argv: str) -> list[str]:
