@@ -29,7 +29,7 @@ def debian_mirror() -> str:
             for word in path.read_text().split():
                 if "://" in word and word.rstrip("/").endswith("/debian"):
                     return word
-    return "http://deb.debian.org/debian"
+    pytest.skip("no Debian mirror stands in this machine's sources")
 
 
 def listeners() -> set[str]:
