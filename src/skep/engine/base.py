@@ -7,7 +7,7 @@ through its own restart: `start_up` finds what is there and takes it over withou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -68,6 +68,18 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
     recursive: bool = True
     options: tuple[str, ...] = ()
     """More mount options (`size=1048576`, `mode=1777`)."""
+    copy_up: bool = False
+    """A volume that is still empty gets what the image has at `target` (contents, owner, mode) before the container is first started."""
+    volume: str = ""
+    """Name of the volume that `source` belongs to; empty: a plain bind or tmpfs. Only for those who ask."""
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """A device of the host (or a directory of them) inside the container."""
+
+    source: str
+    target: str
+    permissions: str = "rwm"
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,9 +90,19 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     memory_reservation: int = 0
     memory_swap: int = 0
     """Memory plus swap; 0 = twice the memory, -1 = unlimited."""
+    memory_swappiness: int = -1
+    """0 to 100; -1 = the host's."""
+    oom_kill_disable: bool = False
     pids: int = 0
     cpu_shares: int = 0
+    cpu_period: int = 0
+    cpu_quota: int = 0
+    cpu_realtime_period: int = 0
+    cpu_realtime_runtime: int = 0
     cpuset_cpus: str = ""
+    cpuset_mems: str = ""
+    blkio_weight: int = 0
+    """10 to 1000."""
 
 
 class Ulimit(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +127,7 @@ class ContainerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """uid, name, uid:gid, name:group; resolved in the image's /etc/passwd and /etc/group by the engine."""
     groups: tuple[str, ...] = ()
     hostname: str = ""
+    domainname: str = ""
     labels: dict[str, str] = {}
     mounts: tuple[Mount, ...] = ()
     capabilities_add: tuple[str, ...] = ()
@@ -126,6 +149,21 @@ class ContainerConfig(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     oom_score_adj: int = 0
     shm_size: int = 64 << 20
+    devices: tuple[Device, ...] = ()
+    device_rules: tuple[str, ...] = ()
+    """cgroup device rules: `c 1:3 rwm`."""
+    pid_mode: str = ""
+    """Empty: its own; `host`; `container:ID`."""
+    ipc_mode: str = ""
+    """Empty, `private` or `shareable`: its own; `none` (no /dev/shm); `host`; `container:ID`."""
+    uts_mode: str = ""
+    """Empty or `host`."""
+    cgroupns_mode: str = ""
+    """Empty: the host kind's default; `private` or `host`."""
+    cgroup_parent: str = ""
+    masked_paths: tuple[str, ...] | None = None
+    """None: Docker's list."""
+    readonly_paths: tuple[str, ...] | None = None
     netns: str = ""
     """Path of a prepared network namespace; empty: a new one with only loopback."""
     host_network: bool = False
@@ -174,6 +212,47 @@ class LogRecord(msgspec.Struct, frozen=True, kw_only=True):
     """1 stdout, 2 stderr."""
     data: bytes
     """One line with its newline (a partial line ends without one)."""
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """What a container uses now; times in ns, sizes in bytes. `docker stats` computes its columns from two of them."""
+
+    at: int
+    cpu_total: int = 0
+    cpu_user: int = 0
+    cpu_kernel: int = 0
+    per_cpu: tuple[int, ...] = ()
+    system_cpu: int = 0
+    """Of all processors, busy and idle, since boot."""
+    online_cpus: int = 0
+    throttled_periods: int = 0
+    throttled_time: int = 0
+    periods: int = 0
+    memory: int = 0
+    memory_max: int = 0
+    memory_limit: int = 0
+    memory_failures: int = 0
+    memory_detail: dict[str, int] = {}
+    """memory.stat."""
+    pids: int = 0
+    pids_limit: int = 0
+    """0 = none."""
+    read_bytes: int = 0
+    written_bytes: int = 0
+    block: tuple[tuple[int, int, str, int], ...] = ()
+    """(major, minor, Read|Write|..., bytes)."""
+    networks: dict[str, dict[str, int]] = {}
+    """Interface -> rx_bytes, rx_packets, rx_errors, rx_dropped, tx_... as /proc/PID/net/dev has them; without lo."""
+
+
+class PathStat(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a path in a container; `mode` is Go's os.FileMode number, as Docker's header has it."""
+
+    name: str
+    size: int
+    mode: int
+    mtime: int
+    link_target: str = ""
 
 
 class ExecConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -245,7 +324,33 @@ class Images(Protocol):
 
     def all(self) -> Collection[Image]: ...
 
-    async def remove(self, reference: str, *, force: bool = False) -> list[dict[str, str]]: ...
+    async def remove(self, reference: str, *, force: bool = False) -> list[dict[str, str]]:
+        """Docker's list of {Untagged}|{Deleted}; Conflict while a container uses it."""
+        ...
+
+    async def push(self, reference: str, *, auth: str = "", on_progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
+        """Returns {Tag, Digest, Size}, as Docker's last line has it."""
+        ...
+
+    async def tag(self, source: str, reference: str) -> None: ...
+
+    async def load(self, data: AsyncIterator[bytes]) -> list[str]:
+        """From a `docker save` or OCI layout archive: the lines to show (`Loaded image: X`)."""
+        ...
+
+    def save(self, references: Sequence[str]) -> AsyncIterator[bytes]:
+        """A `docker save` archive (with index.json, readable as an OCI layout too)."""
+        ...
+
+    async def import_archive(
+        self, data: AsyncIterator[bytes], *, reference: str = "", message: str = "", changes: Sequence[str] = ()
+    ) -> str:
+        """One layer from a tar of a root file system; its id. `changes`: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, USER, VOLUME, WORKDIR, ..."""
+        ...
+
+    async def usage(self) -> tuple[int, dict[str, int]]:
+        """Bytes of all layers on disk, and by image id the bytes that no other image shares."""
+        ...
 
 
 class Engine(Protocol):
@@ -269,7 +374,53 @@ class Engine(Protocol):
         ...
 
     async def start(self, id: str) -> int:
-        """Start it; returns its pid. Raises SkepError with the runtime's reason (`exec: "x": executable file not found in $PATH`)."""
+        """Start it, also again after it has ended (its files are as they were left, logs go on, `exit` is cleared); returns its pid.
+
+        Raises SkepError with the runtime's reason (`exec: "x": executable file not found in $PATH`).
+        """
+        ...
+
+    async def pause(self, id: str) -> None:
+        """Freeze. Raises Conflict (`Container X is already paused`, `container X is not running`)."""
+        ...
+
+    async def unpause(self, id: str) -> None: ...
+
+    async def amend(
+        self, id: str, *, name: str | None = None, extra: Mapping[str, Any] | None = None, limits: Limits | None = None
+    ) -> None:
+        """Change what may change: `name` (Conflict when taken), `extra` (replaced as a whole), `limits` (in the kernel too while it runs).
+        Kept on disk before it returns."""
+        ...
+
+    async def stats(self, id: str) -> Stats:
+        """All zero but `at` when it does not run."""
+        ...
+
+    async def stat_path(self, id: str, path: str) -> PathStat:
+        """Of a path in its file system, running or not; never outside of it. Raises NotFound in Docker's words."""
+        ...
+
+    def read_archive(self, id: str, path: str) -> AsyncIterator[bytes]:
+        """A tar stream of the path (`docker cp FROM`): the member names begin with its last component."""
+        ...
+
+    async def write_archive(
+        self, id: str, path: str, data: AsyncIterator[bytes], *, keep_type: bool = False, copy_owner: bool = False
+    ) -> None:
+        """Unpack a tar stream into the directory `path` (`docker cp TO`). `keep_type`: noOverwriteDirNonDir."""
+        ...
+
+    def export(self, id: str) -> AsyncIterator[bytes]:
+        """Its whole file system as one tar stream."""
+        ...
+
+    async def changes(self, id: str) -> list[tuple[int, str]]:
+        """(0 modified, 1 added, 2 deleted; path) against its image, in order of path."""
+        ...
+
+    async def size(self, id: str) -> tuple[int, int]:
+        """Bytes of (what it has written, its whole file system)."""
         ...
 
     async def kill(self, id: str, signal: str = "SIGKILL") -> None: ...
