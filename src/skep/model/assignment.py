@@ -62,7 +62,9 @@ class EndpointItem(Record, frozen=True, kw_only=True, tag="endpoint"):
     address: str
     """Without prefix length."""
     serving: bool = True
-    """Takes part in load balancing: running (and healthy), and not about to be stopped."""
+    """Takes part in load balancing and names: running (and healthy), and not about to be stopped."""
+    names: tuple[str, ...] = ()
+    """What resolves to this address alone: the task's name, `SLOT.SERVICE`; of a plain container its name, short id and aliases."""
 
     @property
     def key(self) -> str:
@@ -70,19 +72,33 @@ class EndpointItem(Record, frozen=True, kw_only=True, tag="endpoint"):
 
 
 class ServiceItem(Record, frozen=True, kw_only=True, tag="service"):
-    """A service as the node's network sees it: ports published in ingress mode; VIPs and names come with discovery."""
+    """A service that publishes ports in ingress mode: every node is told."""
 
     service_id: str
     name: str
     ports: tuple[PortConfig, ...] = ()
-    vips: dict[str, str] = {}
-    """Network id -> address without prefix length."""
-    aliases: dict[str, tuple[str, ...]] = {}
-    """Network id -> names."""
+    local_only: bool = False
+    """A node sends what comes in by its published ports to its own tasks only (service label `skep.mesh.local=true`)."""
 
     @property
     def key(self) -> str:
         return f"service/{self.service_id}"
 
 
-Item = TaskItem | NetworkItem | PeerItem | EndpointItem | ServiceItem
+class DiscoveryItem(Record, frozen=True, kw_only=True, tag="discovery"):
+    """A service on one network: nodes that take part in the network are told."""
+
+    service_id: str
+    network_id: str
+    name: str
+    vip: str = ""
+    """Without prefix length; empty: the name gives the addresses of its serving tasks (dnsrr)."""
+    aliases: tuple[str, ...] = ()
+    """Mean the same as the name."""
+
+    @property
+    def key(self) -> str:
+        return f"discovery/{self.service_id}/{self.network_id}"
+
+
+Item = TaskItem | NetworkItem | PeerItem | EndpointItem | ServiceItem | DiscoveryItem

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
+
+import msgspec
 
 from skep.engine.base import Exit
 from skep.model.assignment import TaskItem
+from skep.model.spec import IPAMConfig
 from skep.model.task import TaskStatus
 
 
@@ -43,3 +47,98 @@ class Tasks(Protocol):
     def known(self) -> list[str]:
         """Ids of all tasks that have a container or a network place here, running or not: what a restart finds."""
         ...
+
+
+class LocalNetwork(msgspec.Struct, frozen=True, kw_only=True):
+    """A network of this node alone, as it is kept on disk."""
+
+    id: str
+    """64 hex digits."""
+    name: str
+    driver: str = "bridge"
+    """bridge; host and null for the predefined two."""
+    created_at: int = 0
+    ipam: tuple[IPAMConfig, ...] = ()
+    """In force: with subnet and gateway."""
+    ipam_options: dict[str, str] = {}
+    options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    internal: bool = False
+    attachable: bool = False
+    group: int = 0
+    """In the router (skep.datapath.base.LocalNetwork); 0 for host and null."""
+    predefined: bool = False
+    config_only: bool = False
+    config_from: str = ""
+
+
+class LocalEndpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A container's (or a task's) place on a network of this node."""
+
+    id: str
+    """64 hex digits."""
+    network_id: str
+    sandbox_id: str
+    address: str
+    """With prefix length."""
+    gateway: str
+    mac: str = ""
+    names: tuple[str, ...] = ()
+
+
+class LocalNetworks(Protocol):
+    """This node's own networks: `bridge`, `host`, `none`, and those the user makes. One implementation: `skep.node.networks`.
+
+    References are id, name, or unique id prefix. Addresses that were given stay given through a restart of the daemon.
+    """
+
+    def all(self) -> list[LocalNetwork]: ...
+
+    def get(self, reference: str) -> LocalNetwork | None: ...
+
+    async def create(
+        self,
+        name: str,
+        *,
+        driver: str = "bridge",
+        ipam: tuple[IPAMConfig, ...] = (),
+        ipam_options: Mapping[str, str] | None = None,
+        options: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+        internal: bool = False,
+        attachable: bool = False,
+        config_only: bool = False,
+        config_from: str = "",
+    ) -> LocalNetwork:
+        """Raises Conflict (`network with name X already exists`), Forbidden (`Pool overlaps with other one on this address space`), Invalid."""
+        ...
+
+    async def remove(self, reference: str) -> LocalNetwork:
+        """Raises Forbidden for a predefined one and where it has active endpoints, in Docker's words."""
+        ...
+
+    async def reserve(
+        self, network_id: str, sandbox_id: str, *, address: str = "", mac: str = "", names: tuple[str, ...] = ()
+    ) -> LocalEndpoint:
+        """An address for this sandbox (the one asked for, else the next); the names resolve from now on (except on `bridge`). Idempotent.
+
+        Raises Conflict `Address already in use`, Invalid when it is outside of the subnet.
+        """
+        ...
+
+    async def announce(self, network_id: str, sandbox_id: str, names: tuple[str, ...]) -> None:
+        """Other names for it (a rename)."""
+        ...
+
+    async def release(self, sandbox_id: str, network_id: str = "") -> None:
+        """Give back its address there, or on all networks. Idempotent."""
+        ...
+
+    def endpoints(self, network_id: str) -> list[LocalEndpoint]: ...
+
+    def endpoints_of(self, sandbox_id: str) -> list[LocalEndpoint]: ...
+
+
+def is_task_sandbox(sandbox_id: str) -> bool:
+    """Sandboxes of tasks carry the task's id, those of plain containers the container's (64 hex digits)."""
+    return len(sandbox_id) != 64
