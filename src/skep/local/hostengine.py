@@ -12,11 +12,24 @@ import grp
 import hashlib
 import os
 import pwd
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from skep.clock import SECOND, Clock
-from skep.engine.base import Container, ContainerConfig, ExecConfig, Exit, Image, ImageConfig, LogRecord, Progress, Streams
+from skep.engine.base import (
+    Container,
+    ContainerConfig,
+    ExecConfig,
+    Exit,
+    Image,
+    ImageConfig,
+    Limits,
+    LogRecord,
+    PathStat,
+    Progress,
+    Stats,
+    Streams,
+)
 from skep.errors import Conflict, Invalid, NotFound, NotImplementedHere
 from skep.local import hostlog, nodes, traces
 from skep.local.layout import REGISTRY, Layout, layout
@@ -71,6 +84,26 @@ class HostImages:
 
     async def remove(self, reference: str, *, force: bool = False) -> list[dict[str, str]]:
         raise NotImplementedHere(REFUSAL.format("removing images"))
+
+    async def push(self, reference: str, *, auth: str = "", on_progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
+        raise NotImplementedHere(REFUSAL.format("pushing images"))
+
+    async def tag(self, source: str, reference: str) -> None:
+        raise NotImplementedHere(REFUSAL.format("tagging images"))
+
+    async def load(self, data: AsyncIterator[bytes]) -> list[str]:
+        raise NotImplementedHere(REFUSAL.format("loading images"))
+
+    def save(self, references: Sequence[str]) -> AsyncIterator[bytes]:
+        raise NotImplementedHere(REFUSAL.format("saving images"))
+
+    async def import_archive(
+        self, data: AsyncIterator[bytes], *, reference: str = "", message: str = "", changes: Sequence[str] = ()
+    ) -> str:
+        raise NotImplementedHere(REFUSAL.format("importing images"))
+
+    async def usage(self) -> tuple[int, dict[str, int]]:
+        return 0, {}
 
 
 class HostEngine:
@@ -267,6 +300,41 @@ class HostEngine:
 
     async def remove(self, id: str, *, force: bool = False) -> None:
         raise NotImplementedHere(REFUSAL.format("removing nodes"))
+
+    async def pause(self, id: str) -> None:
+        raise NotImplementedHere(REFUSAL.format("pausing nodes"))
+
+    async def unpause(self, id: str) -> None:
+        raise NotImplementedHere(REFUSAL.format("pausing nodes"))
+
+    async def amend(
+        self, id: str, *, name: str | None = None, extra: Mapping[str, Any] | None = None, limits: Limits | None = None
+    ) -> None:
+        raise NotImplementedHere(REFUSAL.format("renaming and updating nodes"))
+
+    async def stats(self, id: str) -> Stats:
+        raise NotImplementedHere(REFUSAL.format("measuring nodes"))
+
+    async def stat_path(self, id: str, path: str) -> PathStat:
+        raise NotImplementedHere(REFUSAL.format("copying files"))
+
+    def read_archive(self, id: str, path: str) -> AsyncIterator[bytes]:
+        raise NotImplementedHere(REFUSAL.format("copying files"))
+
+    async def write_archive(
+        self, id: str, path: str, data: AsyncIterator[bytes], *, keep_type: bool = False, copy_owner: bool = False
+    ) -> None:
+        raise NotImplementedHere(REFUSAL.format("copying files"))
+
+    def export(self, id: str) -> AsyncIterator[bytes]:
+        raise NotImplementedHere(REFUSAL.format("exporting nodes"))
+
+    async def changes(self, id: str) -> list[tuple[int, str]]:
+        raise NotImplementedHere(REFUSAL.format("comparing files"))
+
+    async def size(self, id: str) -> tuple[int, int]:
+        """A node has no image of its own to differ from."""
+        return 0, 0
 
     async def attach(self, id: str) -> Streams:
         raise NotImplementedHere(REFUSAL.format("attaching"))

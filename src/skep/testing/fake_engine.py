@@ -16,6 +16,7 @@ import msgspec
 from skep.clock import Clock
 from skep.engine.base import Container, ContainerConfig, Exec, ExecConfig, Exit, Image, Images, LogRecord, Progress, Streams
 from skep.errors import Conflict, Invalid, NotFound, SkepError
+from skep.testing.fake_contents import FakeContents
 
 SIGNALS = {"SIGTERM": 15, "SIGKILL": 9, "SIGINT": 2, "SIGQUIT": 3, "SIGHUP": 1, "SIGUSR1": 10}
 
@@ -121,13 +122,14 @@ Answer = tuple[int, bytes, int]
 """(exit code, output, ns it takes)."""
 
 
-class FakeEngine:
+class FakeEngine(FakeContents):
     """`fail[call]` (create, start, stop, kill, remove, exec) makes that call raise; `delay[call]` makes it take so many ns.
 
     `ignores`: signals its containers do not end on. `probe(container, args)`: what an exec answers; all is well unless set.
     """
 
     def __init__(self, clock: Clock) -> None:
+        super().__init__()
         self._clock = clock
         self.images_: FakeImages = FakeImages(clock)
         self.fail: dict[str, SkepError] = {}
@@ -184,7 +186,7 @@ class FakeEngine:
         if not container.running:
             return
         exit = Exit(code=code, at=self._clock.now(), known=known, oom=oom, error=error)
-        self._change(container.config.id, exit=exit, pid=0)
+        self._change(container.config.id, exit=exit, pid=0, paused=False)
         self._ended[container.config.id].set()
         if oom:
             self._emit("oom", container.config.id)
@@ -231,6 +233,9 @@ class FakeEngine:
         self._signal(container, signal)
 
     def _signal(self, container: Container, signal: str) -> None:
+        if container.paused:  # Docker lets it go on, so that it can end
+            self._change(container.config.id, paused=False)
+            self._emit("unpause", container.config.id)
         if signal == "SIGKILL" or (signal not in self.ignores and signal in SIGNALS):
             self.end(container.config.id, 128 + SIGNALS[signal])
 

@@ -11,6 +11,7 @@ import msgspec
 from skep.clock import Clock
 from skep.engine.base import Container, ContainerConfig, Exec, ExecConfig, Exit, Image, LogRecord, Progress, Streams
 from skep.errors import Conflict, NotFound, NotImplementedHere, SkepError
+from skep.testing.fake_contents import FakeContents
 
 Script = Callable[["ScriptedStreams"], Awaitable[int]]
 
@@ -133,10 +134,11 @@ class MemoryImages:
         return [{"Untagged": tag} for tag in image.tags] + [{"Deleted": image.id}]
 
 
-class MemoryEngine:
+class MemoryEngine(FakeContents):
     """Containers in memory. `scripts` maps an exec's first word to what it does; others are not found in $PATH."""
 
     def __init__(self, clock: Clock) -> None:
+        super().__init__()
         self.images = MemoryImages()
         self.containers: dict[str, Container] = {}
         self.lines: dict[str, list[LogRecord]] = {}
@@ -165,7 +167,7 @@ class MemoryEngine:
 
     async def shut_down(self) -> None: ...
 
-    def _tell(self, action: str, id: str, ended: Exit | None = None) -> None:
+    def _emit(self, action: str, id: str, ended: Exit | None = None) -> None:
         for queue in self._queues:
             queue.put_nowait((action, id, ended))
 
@@ -177,12 +179,12 @@ class MemoryEngine:
         if any(c.config.name == config.name for c in self.containers.values()):
             raise Conflict(f'Conflict. The container name "/{config.name}" is already in use')
         self.containers[config.id] = Container(config=config, created_at=self._clock.now())
-        self._tell("create", config.id)
+        self._emit("create", config.id)
 
     async def start(self, id: str) -> int:
         self._pids += 1
-        self._change(id, started_at=self._clock.now(), pid=self._pids)
-        self._tell("start", id)
+        self._change(id, started_at=self._clock.now(), pid=self._pids, exit=None)
+        self._emit("start", id)
         return self._pids
 
     def write(self, id: str, data: bytes, stream: int = 1, at: int = 0) -> None:
@@ -192,8 +194,8 @@ class MemoryEngine:
 
     def end(self, id: str, code: int) -> None:
         ended = Exit(code=code, at=self._clock.now())
-        self._change(id, exit=ended, pid=0)
-        self._tell("die", id, ended)
+        self._change(id, exit=ended, pid=0, paused=False)
+        self._emit("die", id, ended)
         self._grown.set()
 
     async def kill(self, id: str, signal: str = "SIGKILL") -> None:
@@ -219,7 +221,7 @@ class MemoryEngine:
         if container.running:
             self.end(id, 137)
         del self.containers[id]
-        self._tell("destroy", id)
+        self._emit("destroy", id)
 
     def get(self, reference: str) -> Container | None:
         if reference in self.containers:
