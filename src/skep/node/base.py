@@ -110,7 +110,7 @@ class LocalNetworks(Protocol):
         config_only: bool = False,
         config_from: str = "",
     ) -> LocalNetwork:
-        """Raises Conflict (`network with name X already exists`), Forbidden (`Pool overlaps with other one on this address space`), Invalid."""
+        """Raises Conflict (`network with name X already exists`), Forbidden (`Pool overlaps with other one ...`), Invalid."""
         ...
 
     async def remove(self, reference: str) -> LocalNetwork:

@@ -19,6 +19,8 @@ from skep.model import defaults
 from skep.model.assignment import TaskItem
 from skep.model.spec import ContainerSpec, DNSConfig, Driver, Healthcheck, PortConfig, TmpfsOptions
 from skep.model.spec import Mount as MountSpec
+from skep.model.task import Task
+from skep.node.base import LocalEndpoint
 from skep.plan.template import context_of, expand_spec
 
 TASK_ID = "com.docker.swarm.task.id"
@@ -72,7 +74,7 @@ def refuse_unsupported(item: TaskItem, spec: ContainerSpec) -> None:
         if rights.app_armor is not None and rights.app_armor.mode not in ("", "default", "disabled"):
             raise _not_yet(f"AppArmor mode {rights.app_armor.mode} is")
     for attachment in item.task.attachments:
-        if not attachment.addresses and attachment.network_id != "host":
+        if not attachment.addresses and attachment.network_id not in ("bridge", "host", "none"):
             raise _not_yet(f"network {attachment.network_id}: networks of one node are")
 
 
@@ -80,10 +82,22 @@ def _not_yet(what: str) -> SkepError:
     return SkepError(f"{what} not available in this version of skep")
 
 
+def own_names(task: Task) -> tuple[str, ...]:
+    """What resolves to a task's own address inside it, also before it is announced to others."""
+    return (task.name, f"{task.slot}.{task.service_name}") if task.slot else (task.name,)
+
+
 def build(
-    item: TaskItem, spec: ContainerSpec, image: Image, facts: NodeFacts, id: str, netns: str, ports: tuple[PortConfig, ...]
+    item: TaskItem,
+    spec: ContainerSpec,
+    image: Image,
+    facts: NodeFacts,
+    id: str,
+    netns: str,
+    ports: tuple[PortConfig, ...],
+    local: tuple[LocalEndpoint, ...] = (),
 ) -> ContainerConfig:
-    """`spec`: expanded. `ports`: host-mode ports as published."""
+    """`spec`: expanded. `ports`: host-mode ports as published. `local`: its places on this node's own networks."""
     task = item.task
     driver = task.log_driver or task.spec.log_driver or facts.log_driver
     log_driver, max_size, max_files = log_options(driver)
@@ -116,8 +130,8 @@ def build(
         oom_score_adj=spec.oom_score_adj,
         netns=netns,
         host_network=any(attachment.network_id == "host" for attachment in task.attachments),
-        hosts=hosts(spec, hostname, (attachment.addresses for attachment in task.attachments)),
-        resolv_conf=resolv_conf(spec.dns_config, facts.resolv_conf),
+        hosts=hosts(spec, hostname, [*(a.addresses for a in task.attachments), *((e.address,) for e in local)]),
+        resolv_conf=resolv_conf(spec.dns_config, facts.resolv_conf, embedded=bool(netns)),
         stop_signal=spec.stop_signal or image.config.stop_signal or "SIGTERM",
         log_max_size=max_size,
         log_max_files=max_files,
@@ -130,8 +144,12 @@ def build(
             "stop_grace_period": defaults.stop_grace_period(spec),
             "log_options": dict(driver.options or {}),
             "networks": [
-                {"id": attachment.network_id, "addresses": list(attachment.addresses), "aliases": list(attachment.aliases)}
-                for attachment in task.attachments
+                *(
+                    {"id": attachment.network_id, "addresses": list(attachment.addresses), "aliases": list(attachment.aliases)}
+                    for attachment in task.attachments
+                    if attachment.addresses or attachment.network_id == "host"
+                ),
+                *({"id": endpoint.network_id, "addresses": [endpoint.address], "aliases": []} for endpoint in local),
             ],
         },
     )
@@ -245,8 +263,13 @@ def hosts(spec: ContainerSpec, hostname: str, addresses: Iterable[tuple[str, ...
     return tuple(lines)
 
 
-def resolv_conf(asked: DNSConfig | None, host: str) -> str:
-    """The host's resolvers but those on its loopback, which a container cannot reach; what the service asks for takes their place."""
+EMBEDDED = "127.0.0.11"
+"""Where a container asks for names: skep.datapath.resolver."""
+
+
+def resolv_conf(asked: DNSConfig | None, host: str, *, embedded: bool = False) -> str:
+    """The host's resolvers but those on its loopback, which a container cannot reach; what the service asks for takes their place.
+    `embedded`: names are asked of the node's resolver, which asks those."""
     servers, search, options = [], [], []
     for line in host.splitlines():
         word, _, rest = line.partition("#")[0].strip().partition(" ")
@@ -261,6 +284,9 @@ def resolv_conf(asked: DNSConfig | None, host: str) -> str:
         servers = list(asked.nameservers or servers)
         search = [name for name in asked.search if name != "."] if asked.search else search
         options = list(asked.options or options)
+    if embedded:
+        servers = [EMBEDDED]
+        options = options if any(o.startswith("ndots:") for o in options) else [*options, "ndots:0"]
     lines = [f"nameserver {server}" for server in servers]
     lines += [f"search {' '.join(search)}"] if search else []
     lines += [f"options {' '.join(options)}"] if options else []

@@ -14,7 +14,7 @@ from contextlib import suppress
 import msgspec
 
 from skep.clock import Clock
-from skep.datapath.base import Datapath, Place
+from skep.datapath.base import Datapath, HostPort, Place, Resolving
 from skep.engine.base import Container, Engine, Exit, Image, LogRecord
 from skep.errors import Conflict, Invalid, NotFound, SkepError
 from skep.ids import Random, new_hex
@@ -22,7 +22,8 @@ from skep.model import defaults
 from skep.model.assignment import TaskItem
 from skep.model.spec import ContainerSpec, PortConfig
 from skep.model.task import ContainerStatus, TaskStatus
-from skep.node.container import SANDBOX_SYSCTLS, TASK_ID, NodeFacts, build, expanded, healthcheck_of, refuse_unsupported
+from skep.node.base import LocalEndpoint, LocalNetworks, is_task_sandbox
+from skep.node.container import SANDBOX_SYSCTLS, TASK_ID, NodeFacts, build, expanded, healthcheck_of, own_names, refuse_unsupported
 from skep.node.health import Health, Probe, probe_of, watch
 from skep.node.timing import until_first
 from skep.plan.workload import UNHEALTHY
@@ -41,11 +42,15 @@ class _Pull:
 
 
 class TaskRuntime:
-    """`start_up` once after the engine's and the data path's. `facts` may be replaced when the node's change."""
+    """`start_up` once after the engine's and the data path's. `facts` may be replaced when the node's change. Without `networks` a task
+    that asks for none has only loopback."""
 
-    def __init__(self, engine: Engine, datapath: Datapath, facts: NodeFacts, clock: Clock, rng: Random) -> None:
+    def __init__(
+        self, engine: Engine, datapath: Datapath, facts: NodeFacts, clock: Clock, rng: Random, networks: LocalNetworks | None = None
+    ) -> None:
         self._engine = engine
         self._datapath = datapath
+        self._networks = networks
         self.facts = facts
         self._clock = clock
         self._rng = rng
@@ -61,7 +66,7 @@ class TaskRuntime:
             task_id = container.config.labels.get(TASK_ID)
             if task_id:
                 self._containers[task_id] = container.config.id
-        self._sandboxes = set(await self._datapath.sandboxes())
+        self._sandboxes = {id for id in await self._datapath.sandboxes() if is_task_sandbox(id)}
 
     def known(self) -> list[str]:
         return sorted({*self._containers, *self._sandboxes})
@@ -92,9 +97,10 @@ class TaskRuntime:
         dry = build(item, spec, image, self.facts, id, "", ())
         netns = ""
         ports: tuple[PortConfig, ...] = ()
+        local: tuple[LocalEndpoint, ...] = ()
         if not dry.host_network:
-            netns, ports = await self._network(item, spec)
-        config = build(item, spec, image, self.facts, id, netns, ports)
+            netns, ports, local = await self._network(item, spec)
+        config = build(item, spec, image, self.facts, id, netns, ports, local)
         try:
             await self._engine.create(config)
         except Conflict:
@@ -142,27 +148,44 @@ class TaskRuntime:
             if not pull.users:
                 self._pulls.pop(key, None)
 
-    async def _network(self, item: TaskItem, spec: ContainerSpec) -> tuple[str, tuple[PortConfig, ...]]:
-        """A sandbox with one interface for each attachment; without any, only loopback (bridge networks take this place later)."""
+    async def _network(self, item: TaskItem, spec: ContainerSpec) -> tuple[str, tuple[PortConfig, ...], tuple[LocalEndpoint, ...]]:
+        """A sandbox with one interface for each attachment; without any it joins `bridge`, as in Docker."""
         task = item.task
-        places = tuple(
+        self._sandboxes.add(task.id)
+        places = [
             Place(network_id=attachment.network_id, address=address)
             for attachment in task.attachments
             for address in attachment.addresses[:1]
-        )
+        ]
+        local = [attachment.network_id for attachment in task.attachments if not attachment.addresses]
+        if not task.attachments:
+            local = ["bridge"]
+        endpoints = []
+        for name in local:
+            if self._networks is None or name == "none":
+                continue
+            network = self._networks.get(name)
+            if network is None:
+                raise SkepError(f"network {name} is not on this node")
+            endpoint = await self._networks.reserve(network.id, task.id, names=own_names(task))
+            endpoints.append(endpoint)
+            places.append(Place(network_id=network.id, address=endpoint.address, gateway=endpoint.gateway))
         wanted = tuple(port for port in (task.endpoint.ports if task.endpoint else None) or () if port.publish_mode == "host")
         if wanted and not places:
-            raise SkepError(
-                f"port {wanted[0].published_port or wanted[0].target_port} is published in host mode: "
-                "this needs a bridge network, not available in this version of skep"
-            )
+            raise SkepError(f"port {wanted[0].published_port or wanted[0].target_port} is published in host mode: this needs a network")
         sysctls = {**SANDBOX_SYSCTLS, **{key: value for key, value in (spec.sysctls or {}).items() if key.startswith("net.")}}
-        self._sandboxes.add(task.id)
-        sandbox = await self._datapath.attach(task.id, places, sysctls)
+        servers = (spec.dns_config.nameservers if spec.dns_config is not None else None) or ()
+        resolving = Resolving(servers=servers, own_names=own_names(task))
+        sandbox = await self._datapath.attach(task.id, tuple(places), sysctls, resolving)
         ports: tuple[PortConfig, ...] = ()
         if wanted:
-            ports = await self._datapath.publish(task.id, places[0].address.partition("/")[0], wanted)
-        return sandbox.path, ports
+            asked = tuple(HostPort(target=p.target_port, protocol=p.protocol or "tcp", published=p.published_port) for p in wanted)
+            given = await self._datapath.publish(task.id, places[0].address.partition("/")[0], asked)
+            ports = tuple(
+                msgspec.structs.replace(port, protocol=got.protocol, published_port=got.published)
+                for port, got in zip(wanted, given, strict=True)
+            )
+        return sandbox.path, ports, tuple(endpoints)
 
     # run
 
@@ -230,6 +253,8 @@ class TaskRuntime:
         if task_id in self._sandboxes:
             await self._datapath.unpublish(task_id)
             await self._datapath.detach(task_id)
+            if self._networks is not None:
+                await self._networks.release(task_id)
             self._sandboxes.discard(task_id)
 
     async def remove(self, task_id: str) -> None:
