@@ -12,6 +12,7 @@ from ipaddress import ip_address, ip_network
 from skep.clock import MILLISECOND
 from skep.errors import Forbidden, Invalid, NotImplementedHere
 from skep.model.enums import Condition, FailureAction, Order
+from skep.model.labels import check_container_labels, parse_labels
 from skep.model.spec import (
     ContainerSpec,
     EndpointSpec,
@@ -33,9 +34,6 @@ PROTOCOLS = frozenset({"tcp", "udp", "sctp"})
 PREDEFINED_LABEL = "com.docker.swarm.predefined"
 MAX_REPLICAS = 1_000_000
 """What one service may ask for: a slip of the finger must not fill the manager's memory."""
-
-SKEP_LABELS: frozenset[str] = frozenset()
-"""The labels `skep.*` that mean something. Any other is a mistake."""
 
 _HOST = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _DOMAIN = re.compile(rf"(?:{_HOST}(?:\.{_HOST})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?", re.ASCII)
@@ -101,11 +99,9 @@ def _check_words(spec: ServiceSpec) -> None:
 
 
 def _check_labels(spec: ServiceSpec) -> None:
+    parse_labels(spec.labels)
     container = spec.task_template.container_spec
-    for labels in (spec.labels, (container.labels if container else None) or {}):
-        for label in labels:
-            if label.startswith("skep.") and label not in SKEP_LABELS:
-                raise invalid(f"skep knows no label {quoted(label)}")
+    check_container_labels((container.labels if container else None) or {})
 
 
 def check_task(task: TaskSpec) -> None:
