@@ -37,6 +37,7 @@ from skep.membership import Membership
 from skep.node.container import NodeFacts
 from skep.node.health import Health
 from skep.node.tasks import TaskRuntime
+from skep.node.volumes import Volumes
 from skep.store.base import Backend
 from skep.store.sqlite import SqliteBackend
 from skep.system import SystemClock, lock, notify, own_group, start_logging, system_random
@@ -52,6 +53,7 @@ class Node:
     swarm: Swarm
     host: NodeInfo
     events: LocalEvents
+    volumes: Volumes
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -65,6 +67,7 @@ class Node:
             clock=self.clock,
         )
         self.engine = self.oci = OciEngine(self.data, self.run_root, images, self.clock, self.rng, settings.cgroup_parent, settings.runtime)
+        self.volumes = Volumes(self.data / "volumes", self.clock, self.rng, containers=self.engine.all, mounts=self.run_root / "volumes")
         self.events = self.node_events = NodeEvents(self.engine, self.clock)
         self.warnings = Warnings()
         self._tasks: TaskRuntime | None = None

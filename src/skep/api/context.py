@@ -20,6 +20,7 @@ from skep.model.node import Node
 from skep.model.service import Service
 from skep.model.spec import ClusterSpec, NetworkSpec, NodeSpec, ServiceSpec
 from skep.model.task import Task
+from skep.node.volumes import Volumes
 from skep.plan.view import View
 from skep.store.base import Watch
 
@@ -189,6 +190,9 @@ class Context(Protocol):
 
     @property
     def events(self) -> LocalEvents: ...
+
+    @property
+    def volumes(self) -> Volumes: ...
 
     @property
     def cluster(self) -> Cluster:

@@ -11,6 +11,8 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 from skep.api.context import Cluster, InitRequest, JoinRequest, NodeInfo, Swarm, SwarmInfo
 from skep.api.context import LocalEvents as Events
@@ -23,7 +25,8 @@ from skep.errors import NotImplementedHere, SkepError, Unavailable
 from skep.local.hostengine import REFUSAL, HostEngine, container_id
 from skep.local.layout import layout
 from skep.local.underlay import Underlay
-from skep.system import SystemClock, start_logging
+from skep.node.volumes import Volume, Volumes
+from skep.system import SystemClock, start_logging, system_random
 
 log = logging.getLogger("skep.local.hostd")
 
@@ -48,6 +51,15 @@ class NoSwarm:
         raise Unavailable("This node is not part of a swarm")
 
 
+class NoVolumes(Volumes):
+    """Those of a cluster are its nodes'."""
+
+    async def create(
+        self, name: str = "", *, driver: str = "", options: Mapping[str, str] | None = None, labels: Mapping[str, str] | None = None
+    ) -> Volume:
+        raise NotImplementedHere(REFUSAL.format("creating volumes"))
+
+
 class Host:
     """`skep.api.context.Context` of the host socket."""
 
@@ -56,6 +68,7 @@ class Host:
         self.engine: Engine = engine
         self.swarm: Swarm = NoSwarm()
         self.host: NodeInfo = HostInfo(engine, engine.clock, id=container_id(name, ""), root=layout(name).root)
+        self.volumes: Volumes = NoVolumes(Path(layout(name).root) / "host-volumes", engine.clock, system_random(), containers=engine.all)
         self.local_events = LocalEvents(engine, engine.clock)
         self.events: Events = self.local_events
 

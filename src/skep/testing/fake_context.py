@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from skep.api.context import Cluster, InitRequest, JoinRequest, LogOptions, SwarmInfo
@@ -20,6 +21,7 @@ from skep.manager.ca import new_root
 from skep.manager.control import Control, bootstrap_cluster
 from skep.model.node import NodeDescription
 from skep.model.task import Task
+from skep.node.volumes import Volumes
 from skep.store.memory import MemoryStore, NullBackend
 from skep.testing.scripted_engine import MemoryEngine
 
@@ -125,7 +127,15 @@ class FakeSwarm:
 class FakeContext:
     """`skep.api.context.Context`. `on_init` is called when a cluster was made, for tests that run controllers."""
 
-    def __init__(self, clock: Clock, rng: Random, *, address: str = "10.0.99.1", description: NodeDescription | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        rng: Random,
+        *,
+        address: str = "10.0.99.1",
+        description: NodeDescription | None = None,
+        volumes: Path | None = None,
+    ) -> None:
         self.clock = clock
         self.rng = rng
         self.description = description or NodeDescription(hostname="node-1")
@@ -133,6 +143,7 @@ class FakeContext:
         self.logs = MemoryLogs()
         self.swarm = FakeSwarm(self, address)
         self.host = HostInfo(self.engine, clock, id="512b337a-57c8-4520-8a59-1960625a53e7", root="/var/lib/skep", hostname="node-1")
+        self.volumes = Volumes(volumes or Path("/nonexistent"), clock, rng, containers=self.engine.all)
         self.events = LocalEvents(self.engine, clock)
         self.control: Control | None = None
         self.store: MemoryStore | None = None
