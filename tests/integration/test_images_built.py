@@ -18,7 +18,7 @@ import pytest
 
 from skep.errors import NotFound
 from skep.local.build import Built
-from skep.local.images import STAND_INS, build_bench_image, build_echo_image, push_stand_ins
+from skep.local.images import OWN, STAND_INS, build_bench_image, build_echo_image, push_images
 from skep.local.registry import RegistryServer, find_tool, free_port
 
 
@@ -149,17 +149,18 @@ def test_sigterm_ends_it_at_once(kind: str, tmp_path: Path) -> None:
         running.close()
 
 
-@pytest.mark.parametrize("name", sorted(STAND_INS))
+@pytest.mark.parametrize("name", sorted({**OWN, **STAND_INS}))
 def test_the_same_files_give_the_same_digests(name: str) -> None:
-    assert STAND_INS[name]().digest == STAND_INS[name]().digest
+    build = {**OWN, **STAND_INS}[name]
+    assert build().digest == build().digest
 
 
 def test_stand_ins_are_pushed_once(tmp_path: Path) -> None:
     with RegistryServer(tmp_path) as registry:
-        shown = list(push_stand_ins(registry.url))
-        assert shown[0] == f"example/echo:latest@{build_echo_image().digest}" and len(shown) == len(STAND_INS)
+        shown = list(push_images(registry.url, OWN))
+        assert shown[0] == f"example/echo:latest@{build_echo_image().digest}" and len(shown) == len(OWN)
         before = len(registry.requests())
-        list(push_stand_ins(registry.url))
+        list(push_images(registry.url, OWN))
         again = registry.requests()[before:]
         assert not [path for method, path, _ in again if method == "POST"]
         pid = registry.pid

@@ -20,7 +20,7 @@ from typing import Any
 
 from skep.errors import Conflict, Invalid, NotFound, SkepError, Unavailable
 from skep.local import calls, traces
-from skep.local.images import push_stand_ins
+from skep.local.images import OWN, STAND_INS, push_images
 from skep.local.layout import REGISTRY, STACK, Layout, NodePlan, default_subnet, layout, names
 from skep.local.nodes import (
     check_node,
@@ -36,7 +36,7 @@ from skep.local.nodes import (
     wait_for_socket,
 )
 from skep.local.process import NODEINIT, daemon_environment
-from skep.local.registry import find_tool
+from skep.local.registry import PORT, find_tool
 from skep.local.underlay import Underlay, subnets_in_use
 
 __all__ = [
@@ -50,7 +50,15 @@ PATIENCE = 60.0
 
 
 def up(
-    name: str, *, workers: int, registry: bool, publish: list[tuple[int, int]], stack: str = "", say: Say, images: bool = True
+    name: str,
+    *,
+    workers: int,
+    registry: bool,
+    publish: list[tuple[int, int]],
+    stack: str = "",
+    say: Say,
+    images: bool = True,
+    stand_ins: bool = False,
 ) -> Layout:
     """Make the cluster and return when all its nodes are ready. What was made is removed again when that fails, or is interrupted.
 
@@ -61,8 +69,10 @@ def up(
     _need_root("up makes namespaces and mounts")
     _check_publish(publish)
     stack = _check_stack(stack)
-    if registry:
+    if registry or stand_ins:
         find_tool("docker-registry")
+    if stand_ins:
+        find_tool("nginx")
     with traces.locked(at.lock, name):
         at = layout(name)
         if at.there():
@@ -70,7 +80,7 @@ def up(
         at = layout(name)
         try:
             at.created = time.time_ns()
-            at.registry, at.publish, at.stack = registry, publish, stack
+            at.registry, at.stand_ins, at.publish, at.stack = registry or stand_ins, stand_ins, publish, stack
             others = [layout(n) for n in names() if n != name]
             _check_free(publish, others)
             at.subnet = default_subnet(name, subnets_in_use() | {o.subnet for o in others})
@@ -95,8 +105,11 @@ def _make(at: Layout, say: Say, images: bool) -> None:
     for host_port, node_port in at.publish:
         say(f"port {host_port} of this host leads to port {node_port} of the manager")
     if at.registry and images:
-        for shown in push_stand_ins(f"http://{at.registry_address}:5000"):
+        url = f"http://{at.registry_address}:{PORT}"
+        for shown in push_images(url, OWN):
             say(f"image {shown}")
+        for shown in push_images(url, STAND_INS if at.stand_ins else {}):
+            say(f"stand-in for docker.io/{shown}")
     start_host(at)
     at.ready = True
     at.save()

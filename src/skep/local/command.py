@@ -58,6 +58,12 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--workers", type=worker_count, default=3, metavar="N", help="workers beside the manager (default: 3)")
     up.add_argument("--registry", action="store_true", help="run a registry at registry:5000, with the tutorial's images built from files")
     up.add_argument(
+        "--stand-ins",
+        action="store_true",
+        help="let the registry stand in for Docker Hub: images built from this machine's packages take the place of the tutorial's,\n"
+        "each is named when it is made (implies --registry)",
+    )
+    up.add_argument(
         "--publish",
         type=port_pair,
         action="append",
@@ -156,7 +162,15 @@ def _up(args: argparse.Namespace) -> int:
     def say(text: str) -> None:
         _say(f"[{time.monotonic() - begun:5.1f} s] {text}")
 
-    at = cluster.up(args.name, workers=args.workers, registry=args.registry, publish=args.publish, stack=args.stack, say=say)
+    at = cluster.up(
+        args.name,
+        workers=args.workers,
+        registry=args.registry,
+        stand_ins=args.stand_ins,
+        publish=args.publish,
+        stack=args.stack,
+        say=say,
+    )
     print(f"# host socket: unix://{at.host_socket}")
     print(f"export DOCKER_HOST=unix://{at.socket('manager')}", flush=True)
     return 0

@@ -308,7 +308,15 @@ class HostEngine:
         raise NotImplementedHere(REFUSAL.format("pausing nodes"))
 
     async def amend(
-        self, id: str, *, name: str | None = None, extra: Mapping[str, Any] | None = None, limits: Limits | None = None
+        self,
+        id: str,
+        *,
+        name: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+        limits: Limits | None = None,
+        hosts: Sequence[str] | None = None,
+        resolv_conf: str | None = None,
+        netns: str | None = None,
     ) -> None:
         raise NotImplementedHere(REFUSAL.format("renaming and updating nodes"))
 

@@ -1,16 +1,17 @@
 """The tutorial's images, and those of the benchmarks, built from Debian's static busybox: a cluster without internet can run something.
 
-`STAND_INS` is the table: to add an image, write a builder and name it there.
+`OWN` and `STAND_INS` are the tables: to add an image, write a builder and name it there.
 """
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from skep.errors import NotFound
 from skep.local.build import Built, Entry, directory, fifo, image, layer, link, program, push_image, text
+from skep.local.proxy import build_nginx_proxy_image
 from skep.local.registry import find_tool
 
 _STATIC = "busybox-static is needed to build images (apt-get install busybox-static)"
@@ -135,13 +136,23 @@ def build_bench_image() -> Built:
     return image([layer(base_files()), layer(own)], entrypoint=["/bench"], cmd=["pause"])
 
 
-STAND_INS: dict[str, Callable[[], Built]] = {
+def _nginx_proxy() -> Built:
+    return build_nginx_proxy_image(base_files())
+
+
+OWN: dict[str, Callable[[], Built]] = {
     "example/echo": build_echo_image,
     "example/bench": build_bench_image,
 }
+"""Images that only a registry of one's own has."""
+
+STAND_INS: dict[str, Callable[[], Built]] = {
+    "gihyodocker/nginx-proxy": _nginx_proxy,
+}
+"""Images of Docker Hub that the cluster's registry can stand in for, as a mirror, where there is no internet."""
 
 
-def push_stand_ins(registry_url: str, *, tag: str = "latest") -> Iterator[str]:
+def push_images(registry_url: str, images: Mapping[str, Callable[[], Built]], *, tag: str = "latest") -> Iterator[str]:
     """Build and push all of them; says each one's name with its digest."""
-    for name, build in STAND_INS.items():
+    for name, build in images.items():
         yield f"{name}:{tag}@{push_image(registry_url, name, tag, build())}"

@@ -42,6 +42,8 @@ class Layout:
     subnet: str = ""
     nodes: list[NodePlan] = field(default_factory=list)
     registry: bool = False
+    stand_ins: bool = False
+    """The registry stands in for Docker Hub: the nodes ask it first."""
     publish: list[tuple[int, int]] = field(default_factory=list)
     """(port of this host, port of the manager node)."""
     stack: str = ""

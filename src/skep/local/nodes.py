@@ -204,6 +204,8 @@ def start_node(at: Layout, node: str) -> None:
     ]  # fmt: skip
     if at.registry:
         arguments += ["--insecure-registry", f"{REGISTRY}:5000"]
+    if at.stand_ins:
+        arguments += ["--registry-mirror", f"http://{REGISTRY}:5000"]
     if level := os.environ.get("SKEP_LOG_LEVEL"):
         arguments += ["--log-level", level]
     line = command(at, node, arguments, part="daemon", cwd="/", env=daemon_environment(), daemon=True)
