@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -17,8 +18,18 @@ from skep.model.cluster import Cluster
 from skep.model.enums import NodeState, Role, TaskState
 from skep.model.network import Network
 from skep.model.node import Node, NodeDescription, NodeStatus
-from skep.model.service import Endpoint, Service
-from skep.model.spec import ClusterSpec, IPAMConfig, NetworkSpec, NodeSpec, PortConfig, ServiceSpec
+from skep.model.service import Endpoint, Service, VirtualIP
+from skep.model.spec import (
+    ClusterSpec,
+    EndpointSpec,
+    IPAMConfig,
+    NetworkAttachmentConfig,
+    NetworkSpec,
+    NodeSpec,
+    PortConfig,
+    ServiceSpec,
+    TaskSpec,
+)
 from skep.model.task import Attachment, Task, TaskStatus
 from skep.plan.ops import Change, Create, Delete
 from skep.plan.ownership import refuse
@@ -138,9 +149,22 @@ def task(
     )
 
 
-def service(id: str = "web", *published: int, labels: dict[str, str] | None = None, auth: str = "") -> Service:
+def service(
+    id: str = "web",
+    *published: int,
+    labels: dict[str, str] | None = None,
+    auth: str = "",
+    networks: Mapping[str, tuple[str, ...]] | None = None,
+    mode: str = "vip",
+) -> Service:
+    """`networks`: id -> aliases; its address there is always the same."""
     ports = tuple(PortConfig(protocol="tcp", target_port=80, published_port=port, publish_mode="ingress") for port in published)
-    return Service(id=id, spec=ServiceSpec(name=id, labels=labels or {}), endpoint=Endpoint(ports=ports), registry_auth=auth)
+    targets = tuple(NetworkAttachmentConfig(target=target, aliases=aliases) for target, aliases in (networks or {}).items())
+    vips = tuple(VirtualIP(network_id=target, address="10.0.0.2/24") for target in networks or {}) if mode == "vip" else ()
+    spec = ServiceSpec(
+        name=id, labels=labels or {}, task_template=TaskSpec(networks=targets or None), endpoint_spec=EndpointSpec(mode=mode)
+    )
+    return Service(id=id, spec=spec, endpoint=Endpoint(ports=ports, vips=vips), registry_auth=auth)
 
 
 def network(id: str, subnet: str, *, ingress: bool = False) -> Network:

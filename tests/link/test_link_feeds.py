@@ -20,8 +20,7 @@ from skep.model.enums import TaskState
 from skep.model.network import Network
 from skep.model.node import Node
 from skep.model.service import Service
-from skep.model.spec import ServiceSpec
-from skep.model.task import Attachment, Task
+from skep.model.task import Attachment, ContainerStatus, Task
 from skep.plan.assignment import items
 from skep.plan.ops import Change, Create, Delete, Op
 from skep.store.backends import MemoryBackend
@@ -96,13 +95,16 @@ def change(store: MemoryStore, draw: Any) -> list[Op]:
     if kind == "service":
         id = draw(st.sampled_from(SERVICES))
         known = store.get(Service, id)
-        if known is None:
-            return [Create(service(id, *draw(st.sampled_from([(), (80,), (80, 81)]))), "")]
-        if draw(st.integers(0, 3)) == 0:
+        if known is not None and draw(st.integers(0, 3)) == 0:
             return [Delete(Service, id, "")]
-        labels = {"v": str(draw(st.integers(0, 2)))}
-        ports = service(id, *draw(st.sampled_from([(), (80,), (80, 82)]))).endpoint
-        return [Change(Service, id, {"spec": ServiceSpec(name=id, labels=labels), "endpoint": ports}, "")]
+        there_too = {name: draw(st.sampled_from([(), ("alias",), (id, "a", "b")])) for name in draw(st.sets(st.sampled_from(NETWORKS)))}
+        labels = draw(st.sampled_from([{}, {"v": "1"}, {"v": "2"}, {"skep.mesh.local": "true"}]))
+        mode = draw(st.sampled_from(["vip", "dnsrr"]))
+        new = service(id, *draw(st.sampled_from([(), (80,), (80, 81)])), labels=labels, networks=there_too, mode=mode)
+        if known is None:
+            return [Create(new, "")]
+        fields = {"spec": new.spec, "endpoint": new.endpoint}
+        return [Change(Service, id, {name: fields[name] for name in draw(st.sets(st.sampled_from(list(fields)), min_size=1))}, "")]
     id = draw(st.sampled_from(TASKS))
     there = store.get(Task, id)
     places = [(name, f"10.0.0.{3 + TASKS.index(id)}/24") for name in draw(st.sets(st.sampled_from(NETWORKS)))]
@@ -118,7 +120,8 @@ def change(store: MemoryStore, draw: Any) -> list[Op]:
         return [Change(Task, id, {"attachments": tuple(Attachment(network_id=n, addresses=(a,)) for n, a in places)}, "")]
     if what == 3 and not there.node_id:
         return [Change(Task, id, {"node_id": draw(st.sampled_from(NODES))}, "")]
-    return [Change(Task, id, {"status": status(draw(st.sampled_from(STATES)))}, "")]
+    container = draw(st.sampled_from([None, ContainerStatus(container_id="ab" * 32)]))
+    return [Change(Task, id, {"status": status(draw(st.sampled_from(STATES)), container=container)}, "")]
 
 
 @settings(max_examples=150, deadline=None)

@@ -16,7 +16,7 @@ from skep.agent.state import State
 from skep.clock import SECOND
 from skep.datapath.base import Snapshot
 from skep.link.messages import Assignments
-from skep.model.assignment import EndpointItem, Item, NetworkItem, PeerItem, ServiceItem, TaskItem
+from skep.model.assignment import DiscoveryItem, EndpointItem, Item, NetworkItem, PeerItem, ServiceItem, TaskItem
 from skep.model.enums import TaskState
 from skep.model.task import Task, TaskStatus
 from skep.plan.workload import Call, Ended, Situation, Step, after, next_step
@@ -95,7 +95,9 @@ class Worker:
         """Statuses to report, the latest of each; the session takes them."""
         self._strangers = set(known)
         """Tasks found on the node that no assignment has named yet."""
-        self._network: dict[str, dict[str, Item]] = {"network": {}, "peer": {}, "endpoint": {}, "service": {}}
+        self._network: dict[str, dict[str, Item]] = {
+            "network": {}, "peer": {}, "endpoint": {}, "service": {}, "discovery": {}
+        }  # fmt: skip
         self._applying: int | None = None
         self._network_changed = False
         self._network_version = 0
@@ -369,6 +371,7 @@ class Worker:
             peers=cast(dict[str, PeerItem], tables["peer"].copy()),
             endpoints=cast(dict[str, EndpointItem], tables["endpoint"].copy()),
             services=cast(dict[str, ServiceItem], tables["service"].copy()),
+            discovery=cast(dict[str, DiscoveryItem], tables["discovery"].copy()),
         )
         self._instructions.append(Apply(snapshot))
 

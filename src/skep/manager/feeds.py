@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from skep.model.assignment import Item
+from skep.model.assignment import DiscoveryItem, EndpointItem, Item
 from skep.model.base import Object
 from skep.model.network import Network
 from skep.model.node import Node
@@ -161,6 +161,8 @@ class Feeds:
         else:
             return
         self._put(CLUSTER, f"service/{id}", assignment.service_item(new) if new else None)
+        if old is None or new is None or _discovered(old) != _discovered(new):
+            self._replace(assignment.discovery_items(old) if old else (), assignment.discovery_items(new) if new else ())
         if assignment.service_told_anew(old, new):
             for task_id in self._by_service.get(id, ()):
                 task = self._tasks[task_id]
@@ -184,8 +186,7 @@ class Feeds:
             for node_id in self.nodes:
                 self._mark(node_id)
         self._put(id, f"network/{id}", assignment.network_item(new) if new else None)
-        if new is None and id in self.feeds and not self.feeds[id].items:
-            del self.feeds[id]
+        self._drop_empty(id)
 
     def _task(self, old: Task | None, new: Task | None) -> None:
         task = new or old
@@ -196,12 +197,22 @@ class Feeds:
                 if side is not None and assignment.assigned(side):
                     self._mark(side.node_id, task.id)
         self._index(old, new)
-        before = {item.key: item for item in assignment.endpoint_items(old)} if old else {}
-        after = {item.key: item for item in assignment.endpoint_items(new)} if new else {}
-        for key in [key for key in before if key not in after]:
-            self._put(before[key].network_id, key, None)
-        for key, item in after.items():
-            self._put(item.network_id, key, item)
+        self._replace(assignment.endpoint_items(old) if old else (), assignment.endpoint_items(new) if new else ())
+
+    def _replace(self, old: Iterable[EndpointItem | DiscoveryItem], new: Iterable[EndpointItem | DiscoveryItem]) -> None:
+        """What an object was to its networks, and what it is now."""
+        before = {item.key: item for item in old}
+        for item in new:
+            before.pop(item.key, None)
+            self._put(item.network_id, item.key, item)
+        for key, item in before.items():
+            self._put(item.network_id, key, None)
+            self._drop_empty(item.network_id)
+
+    def _drop_empty(self, name: str) -> None:
+        """The feed of a network that is gone, when nothing is there any more."""
+        if name != CLUSTER and name not in self._networks and name in self.feeds and not self.feeds[name].items:
+            del self.feeds[name]
 
     def _index(self, old: Task | None, new: Task | None) -> None:
         if old is not None:
@@ -237,3 +248,9 @@ class Feeds:
                 self._mark(node_id)
         if not uses:
             del self._uses[node_id]
+
+
+def _discovered(service: Service) -> tuple[object, ...]:
+    """All that its discovery items are made of."""
+    spec = service.spec
+    return spec.name, spec.task_template.networks, spec.networks, spec.endpoint_spec, service.endpoint

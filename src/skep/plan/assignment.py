@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from skep.model.assignment import EndpointItem, Item, NetworkItem, PeerItem, ServiceItem, TaskItem
+from skep.model.assignment import DiscoveryItem, EndpointItem, Item, NetworkItem, PeerItem, ServiceItem, TaskItem
 from skep.model.enums import TaskState
+from skep.model.labels import service_labels
 from skep.model.network import Network
 from skep.model.node import Node
 from skep.model.service import Service
 from skep.model.spec import PortConfig
-from skep.model.tables import TASK_BY_NETWORK, TASK_BY_NODE
-from skep.model.task import Task
+from skep.model.tables import SERVICE_BY_NETWORK, TASK_BY_NETWORK, TASK_BY_NODE
+from skep.model.task import Attachment, Task
 from skep.plan.view import View
 
+SHORT_ID = 12
+"""Digits of a container's id by which it is known, as Docker shows it."""
 _TOLD = (
     "desired_state",
     "spec",
@@ -82,7 +85,24 @@ def published_ports(service: Service) -> tuple[PortConfig, ...]:
 def service_item(service: Service) -> ServiceItem | None:
     """None: nothing of it concerns other nodes' networks."""
     ports = published_ports(service)
-    return ServiceItem(service_id=service.id, name=service.name, ports=ports) if ports else None
+    if not ports:
+        return None
+    return ServiceItem(service_id=service.id, name=service.name, ports=ports, local_only=service_labels(service.spec.labels).mesh_local)
+
+
+def discovery_items(service: Service) -> Iterator[DiscoveryItem]:
+    """One for each network that its spec names. None while it has no virtual address there yet: its tasks have none either until then."""
+    spec = service.spec
+    by_address = spec.endpoint_spec is not None and spec.endpoint_spec.mode == "dnsrr"
+    vips = {vip.network_id: vip.address.partition("/")[0] for vip in (service.endpoint.vips if service.endpoint else ())}
+    aliases: dict[str, dict[str, None]] = {}
+    for target in spec.task_template.networks or spec.networks or ():
+        aliases.setdefault(target.target, {}).update(dict.fromkeys(target.aliases or ()))
+    for network_id, names in aliases.items():
+        if by_address or network_id in vips:
+            vip = "" if by_address else vips[network_id]
+            found = tuple(name for name in names if name != service.name)
+            yield DiscoveryItem(service_id=service.id, network_id=network_id, name=service.name, vip=vip, aliases=found)
 
 
 def peer_item(node: Node) -> PeerItem | None:
@@ -96,11 +116,15 @@ def network_item(network: Network) -> NetworkItem | None:
     return NetworkItem(network=network) if network.allocated else None
 
 
+def serving(task: Task) -> bool:
+    """Takes part in names and load balancing: running (so healthy, if it has a health check), and not about to be stopped."""
+    return task.status.state is TaskState.RUNNING and task.desired_state <= TaskState.COMPLETE and bool(task.node_id)
+
+
 def endpoint_items(task: Task) -> Iterator[EndpointItem]:
-    """Its addresses, one per network that has any. Serving: running, and not about to be stopped."""
+    """Its addresses, one per network that has any."""
     if not placed(task):
         return
-    serving = task.status.state is TaskState.RUNNING and task.desired_state <= TaskState.COMPLETE
     for attachment in task.attachments:
         if attachment.addresses:
             yield EndpointItem(
@@ -109,8 +133,31 @@ def endpoint_items(task: Task) -> Iterator[EndpointItem]:
                 network_id=attachment.network_id,
                 node_id=task.node_id,
                 address=attachment.addresses[0].partition("/")[0],
-                serving=serving,
+                serving=serving(task),
+                names=endpoint_names(task, attachment),
             )
+
+
+def endpoint_names(task: Task, attachment: Attachment) -> tuple[str, ...]:
+    """What means this one task: its name, its slot's (in a global service its node's id stands for that), its container's short id. Aliases
+    of a service's network mean all of its tasks (`discovery_items`), those of a plain container itself."""
+    names: dict[str, None] = {}
+    if task.service_id:
+        names = {task.name: None, f"{task.slot or task.node_id}.{task.service_name}": None}
+    else:
+        names = dict.fromkeys(attachment.aliases)
+    if short := _short_id(task):
+        names[short] = None
+    return tuple(names)
+
+
+def _short_id(task: Task) -> str:
+    """Told with RUNNING and not before: a task that starts changes twice for others, not three times."""
+    plain = task.spec.network_attachment_spec
+    if plain is not None:
+        return plain.container_id[:SHORT_ID]
+    container = task.status.container if task.status.state is TaskState.RUNNING else None
+    return container.container_id[:SHORT_ID] if container else ""
 
 
 def networks_of(task: Task | None) -> tuple[str, ...]:
@@ -135,4 +182,6 @@ def items(view: View, node_id: str) -> dict[str, Item]:
             found.append(network_item(network))
         for task in view.find(TASK_BY_NETWORK, network_id):
             found += [endpoint for endpoint in endpoint_items(task) if endpoint.network_id == network_id]
+        for service in view.find(SERVICE_BY_NETWORK, network_id):
+            found += [known for known in discovery_items(service) if known.network_id == network_id]
     return {item.key: item for item in found if item is not None}
