@@ -113,7 +113,7 @@ def test_what_is_not_built_is_refused_and_reads_answer() -> None:
     async def scene(client: Client, world: FakeContext) -> None:
         await client.ask("POST", "/swarm/init", INIT)
         for method, path in (
-            ("POST", "/secrets/create"), ("POST", "/configs/create"), ("POST", "/volumes/create"), ("POST", "/containers/create"),
+            ("POST", "/secrets/create"), ("POST", "/configs/create"), ("POST", "/containers/create"),
             ("POST", "/build"), ("POST", "/images/load"), ("POST", "/networks/prune"), ("POST", "/networks/x/connect"), ("POST", "/auth"),
             ("GET", "/images/json?manifests=1"), ("POST", "/images/create?fromSrc=-"), ("GET", "/containers/json?size=1"),
         ):  # fmt: skip

@@ -143,7 +143,7 @@ class FakeContext:
         self.logs = MemoryLogs()
         self.swarm = FakeSwarm(self, address)
         self.host = HostInfo(self.engine, clock, id="512b337a-57c8-4520-8a59-1960625a53e7", root="/var/lib/skep", hostname="node-1")
-        self.volumes = Volumes(volumes or Path("/nonexistent"), clock, rng, containers=self.engine.all)
+        self.volumes = Volumes(volumes or Path("/proc/nowhere/volumes"), clock, rng, containers=self.engine.all)
         self.events = LocalEvents(self.engine, clock)
         self.control: Control | None = None
         self.store: MemoryStore | None = None

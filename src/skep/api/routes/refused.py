@@ -50,17 +50,6 @@ for _kind in ("secret", "config"):
     _missing("POST", f"/{_kind}s/{{id}}/update", _kind, manager=True)
 
 
-@ROUTES.add("GET", "/volumes")
-async def volumes(call: Call) -> web.StreamResponse:
-    call.filters("dangling", "driver", "label", "name")
-    return answer({"Volumes": [], "Warnings": None})
-
-
-_refuse("POST", "/volumes/create", "skep does not keep volumes yet: use a bind mount")
-_refuse("POST", "/volumes/prune", "skep does not keep volumes yet")
-_missing("GET DELETE PUT", "/volumes/{id*}", "volume", manager=False)
-
-
 @ROUTES.add("GET", "/plugins")
 async def plugins(call: Call) -> web.StreamResponse:
     call.filters("capability", "enabled")
