@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import ipaddress
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,12 @@ class Settings:
 
     data_root: str = setting(DEFAULT_DATA_ROOT, "folder for images, containers and the cluster's state")
     run_root: str = setting(DEFAULT_RUN_ROOT, "folder for sockets and run state (cleared by a reboot)")
-    host: tuple[str, ...] = setting((f"unix://{DEFAULT_SOCKET}",), "where the API is served: unix://PATH; repeatable")
+    host: tuple[str, ...] = setting(
+        (f"unix://{DEFAULT_SOCKET}",), "where the API is served: unix://PATH, tcp://ADDRESS:PORT (mutual TLS); repeatable"
+    )
+    tlscert: str = setting("", "certificate (PEM) with which TCP is served")
+    tlskey: str = setting("", "key of that certificate")
+    tlscacert: str = setting("", "CA whose certificates clients on TCP must have")
     docker_socket: str = setting(
         DOCKER_SOCKET, "socket that is claimed too when nobody else has it, so that docker needs no DOCKER_HOST; empty: none"
     )
@@ -135,11 +141,31 @@ def check(s: Settings) -> None:
         if not getattr(s, name).startswith("/"):
             raise BadSetting(f"{name} = {getattr(s, name)!r}: must be an absolute path")
     for host in s.host:
-        scheme, sep, rest = host.partition("://")
-        if scheme != "unix" or not sep or not rest.startswith("/"):
-            raise BadSetting(f"host = {host!r}: must be unix:///PATH (TCP with mutual TLS is not served yet)")
+        scheme, _, rest = host.partition("://")
+        if scheme == "tcp":
+            tcp_address(host)
+            for name in ("tlscert", "tlskey", "tlscacert"):
+                if not getattr(s, name):
+                    raise BadSetting(f"host = {host!r}: TCP is served with mutual TLS only: set {name} to a file")
+            continue
+        if scheme != "unix" or not rest.startswith("/"):
+            raise BadSetting(f"host = {host!r}: must be unix:///PATH or tcp://ADDRESS:PORT")
         if len(rest) > 107:
             raise BadSetting(f"host = {host!r}: a socket's path may have 107 characters")
     for pair in (*s.label, *s.generic_resource):
         if "=" not in pair:
             raise BadSetting(f"{pair!r}: must be KEY=VALUE")
+
+
+def tcp_address(host: str) -> tuple[str, int]:
+    """`tcp://0.0.0.0:2376` -> address and port. Raises BadSetting."""
+    address, _, port = host.removeprefix("tcp://").rpartition(":")
+    address = address.removeprefix("[").removesuffix("]")
+    try:
+        number = int(port)
+        ipaddress.ip_address(address)
+    except ValueError:
+        number = 0
+    if not 0 < number < 65536:
+        raise BadSetting(f"host = {host!r}: must be tcp://ADDRESS:PORT, as tcp://0.0.0.0:2376")
+    return address, number

@@ -20,8 +20,9 @@ from skep import config
 from skep.api.context import Cluster, LocalEvents, NodeInfo, Swarm
 from skep.api.host import HostInfo, Warnings
 from skep.api.localevents import LocalEvents as NodeEvents
-from skep.api.server import make_app, serve_unix
+from skep.api.server import make_app, serve_tcp, serve_unix
 from skep.api.state import skep_version
+from skep.api.tls import server_context
 from skep.clock import Clock
 from skep.config import DOCKER_SOCKET, Settings
 from skep.datapath.base import Datapath
@@ -151,7 +152,9 @@ async def serve(settings: Settings) -> None:
     gc.freeze()
     gc.set_threshold(50_000, 50, 1000)
     app = make_app(node, health=node.health)
-    sockets = [host.removeprefix("unix://") for host in settings.host]
+    sockets = [host.removeprefix("unix://") for host in settings.host if host.startswith("unix://")]
+    outside = [config.tcp_address(host) for host in settings.host if host.startswith("tcp://")]
+    secured = server_context(settings.tlscert, settings.tlskey, settings.tlscacert) if outside else None
     if claimed := docker_socket(settings):
         sockets.append(claimed)
     try:
@@ -168,6 +171,12 @@ async def serve(settings: Settings) -> None:
                 await ready.wait()
                 log.info("the API is served on unix://%s", path)
             own_group(map(Path, sockets), settings.socket_group)
+            for address, port in outside:
+                assert secured is not None
+                ready = asyncio.Event()
+                tasks.append(group.create_task(serve_tcp(app, address, port, secured, ready=ready)))
+                await ready.wait()
+                log.info("the API is served on tcp://%s:%d, with mutual TLS", address, port)
             notify("READY=1")
             await ended.wait()
             notify("STOPPING=1")

@@ -12,11 +12,12 @@ import logging
 import os
 import re
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
-from skep.api import clusterevents
+from skep.api import clusterevents, tls
 from skep.api.body import LARGEST
 from skep.api.context import Context
 from skep.api.routes.table import ROUTES
@@ -136,6 +137,21 @@ async def serve_unix(app: web.Application, path: str, mode: int = 0o660, *, read
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+
+
+async def serve_tcp(app: web.Application, host: str, port: int, context: ssl.SSLContext, *, ready: asyncio.Event | None = None) -> None:
+    """Serve on TCP with mutual TLS until cancelled. Raises OSError when the address cannot be had."""
+    listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024)
+    listener.setblocking(False)
+    async with _running(app) as runner:
+        assert runner.server is not None
+        server = await tls.start_server(runner.server, context, listener)
+        try:
+            if ready is not None:
+                ready.set()
+            await asyncio.Event().wait()
+        finally:
+            server.close()
 
 
 def _listener(path: str, mode: int) -> socket.socket:

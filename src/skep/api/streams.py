@@ -126,6 +126,11 @@ class _TakenOver(asyncio.StreamReaderProtocol):
         super().connection_lost(exc)
         self.before.connection_lost(exc)
 
+    def eof_received(self) -> bool:
+        """Over TLS too, where asyncio's would end both ways (skep.api.tls)."""
+        super().eof_received()
+        return True
+
 
 async def take_over(call: Call, content_type: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Answer 101 (200 for a client that did not ask for an upgrade) and leave HTTP. The caller closes the writer."""
