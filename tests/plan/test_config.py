@@ -66,7 +66,9 @@ def test_a_file_that_cannot_be_used_says_where_and_what(tmp_path: Path, text: st
     [
         (["--config", "/nowhere/skepd.toml"], "/nowhere/skepd.toml: No such file or directory"),
         (["--data-root", "data"], "data_root = 'data': must be an absolute path"),
-        (["--host", "tcp://0.0.0.0:2375"], "host = 'tcp://0.0.0.0:2375': must be unix:///PATH"),
+        (["--host", "tcp://0.0.0.0:2375"], "host = 'tcp://0.0.0.0:2375': TCP is served with mutual TLS only: set tlscert to a file"),
+        (["--host", "tcp://localhost:2376"], "host = 'tcp://localhost:2376': must be tcp://ADDRESS:PORT"),
+        (["--host", "tcp://0.0.0.0:99999"], "host = 'tcp://0.0.0.0:99999': must be tcp://ADDRESS:PORT"),
         (["--host", "unix://relative"], "host = 'unix://relative': must be unix:///PATH"),
         (["--host", "unix:///" + "x" * 120], "a socket's path may have 107 characters"),
         (["--label", "nothing"], "'nothing': must be KEY=VALUE"),
