@@ -20,8 +20,9 @@ from skep.model.enums import NodeState, TaskState, UpdateState
 from skep.model.network import Network
 from skep.model.node import Certificate, Node, NodeDescription, NodeStatus
 from skep.model.service import Endpoint, Service, UpdateStatus
-from skep.model.spec import ClusterSpec, Driver, NetworkSpec, NodeSpec, PortConfig, ServiceSpec
+from skep.model.spec import ClusterSpec, Driver, IPAMConfig, IPAMOptions, NetworkSpec, NodeSpec, PortConfig, ServiceSpec
 from skep.model.task import Attachment, Task, TaskStatus
+from skep.plan.allocate import plan_allocate
 from skep.plan.ops import Change, Create
 from skep.plan.ownership import refuse
 from skep.store.memory import MemoryBackend, MemoryStore
@@ -520,6 +521,22 @@ def test_remove_node(control: Control) -> None:
 
 # networks
 
+MTU = "com.docker.network.driver.mtu"
+VXLAN = "com.docker.network.driver.overlay.vxlanid_list"
+
+
+def subnets(*texts: str, name: str = "x") -> NetworkSpec:
+    return NetworkSpec(name=name, ipam_options=IPAMOptions(configs=tuple(IPAMConfig(subnet=text) for text in texts)))
+
+
+def allocate(control: Control) -> None:
+    store = store_of(control)
+    store.apply(plan_allocate(store, 2_000 * SECOND).ops, by="allocator")
+
+
+def driven(**options: str) -> NetworkSpec:
+    return NetworkSpec(name="x", driver_configuration=Driver(name="overlay", options=options))
+
 
 @pytest.mark.parametrize(
     ("wanted", "driver", "status", "message"),
@@ -534,15 +551,47 @@ def test_remove_node(control: Control) -> None:
             "rpc error: code = AlreadyExists desc = ingress network (ID) is already present",
         ),
         (NetworkSpec(name="x", ingress=True, attachable=True), "", 400, IN + "ingress network cannot be attachable"),
+        (NetworkSpec(name="x", ingress=True, internal=True), "", 400, IN + "ingress network cannot be internal"),
+        (NetworkSpec(name="x", ingress=True), "bridge", 400, IN + "driver bridge is not supported for the ingress network"),
+        (NetworkSpec(name="x"), "macvlan", 501, "skep's cluster networks are overlay networks: it has none with driver macvlan"),
+        (NetworkSpec(name="x", ipv6_enabled=True), "", 501, "skep's overlay networks carry IPv4 only: leave IPv6 out"),
+        (subnets("fd00::/64"), "", 501, "skep's overlay networks carry IPv4 only: leave the subnet fd00::/64 out"),
         (
-            NetworkSpec(name="net1"),
+            driven(encrypted=""),
             "",
             501,
-            "skep cannot create cluster networks yet (net1, driver overlay): published ports and the networks bridge and host work",
+            "skep does not encrypt overlay networks: leave the option encrypted out, and encrypt between the hosts",
         ),
+        (driven(**{MTU: "10"}), "", 400, IN + f"invalid value for {MTU}: 10"),
+        (driven(**{VXLAN: "5"}), "", 400, IN + f"invalid VXLAN id in {VXLAN}: 5: give one number from 4096 to 16777215"),
+        (driven(**{VXLAN: "4096"}), "", 400, IN + "VXLAN id 4096 is already in use by network ingress (ID)"),
+        (subnets("10.0.0.0/25"), "", 400, IN + "invalid pool request: Pool overlaps with other one on this address space"),
+        (subnets("10.9.0.0/24", "10.9.0.0/16"), "", 400, IN + "invalid pool request: Pool overlaps with other one on this address space"),
+        (subnets("10.1.0.0/24"), "", 400, IN + "subnet 10.1.0.0/24 holds the address 10.1.0.1 of node thenode"),
+        (subnets("10.9.0.0/33"), "", 400, IN + "ipam configuration: invalid subnet 10.9.0.0/33"),
+        (
+            NetworkSpec(name="x", ipam_options=IPAMOptions(configs=(IPAMConfig(subnet="10.9.0.0/24", gateway="10.8.0.1"),))),
+            "",
+            400,
+            IN + "ipam configuration: subnet 10.9.0.0/24 does not contain gateway 10.8.0.1",
+        ),
+        (
+            NetworkSpec(name="x", ipam_options=IPAMOptions(configs=(IPAMConfig(subnet="10.9.0.0/24", ip_range="10.9.0.0/16"),))),
+            "",
+            400,
+            IN + "ipam configuration: subnet 10.9.0.0/24 does not contain range 10.9.0.0/16",
+        ),
+        (
+            NetworkSpec(name="x", ipam_options=IPAMOptions(configs=(IPAMConfig(subnet="10.9.0.0/24", auxiliary_addresses={"a": "x"}),))),
+            "",
+            400,
+            IN + "ipam configuration: invalid auxiliary address a x",
+        ),
+        (NetworkSpec(name="x", ipam_options=IPAMOptions(driver=Driver(name="dhcp"))), "", 400, IN + "invalid IPAM specified: dhcp"),
     ],
 )
 def test_networks_refused(control: Control, wanted: NetworkSpec, driver: str, status: int, message: str) -> None:
+    allocate(control)
     with pytest.raises(SkepError) as caught:
         asyncio.run(control.create_network(wanted, driver=driver))
     assert (caught.value.status, caught.value.message) == (status, message.replace("ID", control.network("ingress").id))
@@ -559,6 +608,28 @@ def test_ingress_goes_when_nobody_needs_it_and_comes_back(control: Control) -> N
     asyncio.run(control.remove_network("ingress"))
     made = asyncio.run(control.create_network(NetworkSpec(name="front", ingress=True, driver_configuration=Driver(name="overlay"))))
     assert (control.network("front").id, made.driver, made.allocated) == (made.id, "overlay", False)
+
+
+def test_networks_come_and_go(control: Control) -> None:
+    """Removed and made again at once under the same name, with the same subnet."""
+    wanted = msgspec.structs.replace(subnets("10.9.0.0/24", name="net1"), attachable=True, internal=True)
+    first = asyncio.run(control.create_network(wanted))
+    assert (first.driver, first.allocated) == ("overlay", False)
+    for again in (wanted, subnets("10.9.0.0/16", name="other")):
+        with pytest.raises(SkepError):
+            asyncio.run(control.create_network(again))
+    allocate(control)
+    assert [(c.subnet, c.gateway) for c in control.network("net1").ipam] == [("10.9.0.0/24", "10.9.0.1")]
+    service = create(control, spec('{"TaskTemplate":{"Networks":[{"Target":"net1","Aliases":["a"]}]}}'))
+    add(control, Task(id="t", service_id=service.id, attachments=(Attachment(network_id=first.id),)))
+    asyncio.run(control.remove_service("web"))
+    asyncio.run(control.remove_network("net1"))
+    with pytest.raises(NotFound, match="network net1 not found"):
+        asyncio.run(control.remove_network("net1"))
+    second = asyncio.run(control.create_network(wanted))
+    assert second.id != first.id
+    allocate(control)
+    assert [c.subnet for c in control.network("net1").ipam] == ["10.9.0.0/24"]
 
 
 def test_a_network_in_use_stays(control: Control) -> None:

@@ -83,7 +83,7 @@ def bootstrap_cluster(
         certificate=certificate,
         manager_addr=manager_addr,
     )
-    networks = [ingress_network(rng), *predefined_networks(rng)]
+    networks = [ingress_network(rng), *predefined_networks()]
     return [Create(object, "the cluster was born") for object in (cluster, node, *networks)]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from skep.clock import MILLISECOND
 from skep.errors import Forbidden, Invalid, NotImplementedHere
@@ -32,6 +32,7 @@ NAME = re.compile(r"[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*", re.ASCII)
 MOUNT_TYPES = frozenset({"bind", "volume", "tmpfs", "npipe", "cluster", "image"})
 PROTOCOLS = frozenset({"tcp", "udp", "sctp"})
 PREDEFINED_LABEL = "com.docker.swarm.predefined"
+MTU = "com.docker.network.driver.mtu"
 MAX_REPLICAS = 1_000_000
 """What one service may ask for: a slip of the finger must not fill the manager's memory."""
 
@@ -244,17 +245,29 @@ def _check_port(port: PortConfig) -> None:
 
 
 def check_network(spec: NetworkSpec) -> None:
+    """A cluster network: an overlay."""
     if spec.attachable and spec.ingress:
         raise invalid("ingress network cannot be attachable")
+    if spec.internal and spec.ingress:
+        raise invalid("ingress network cannot be internal")
     check_name(spec.name)
     if PREDEFINED_LABEL in spec.labels:
         raise Forbidden(
             f"label {PREDEFINED_LABEL} is for internally created predefined networks and cannot be applied by users", rpc="PermissionDenied"
         )
+    if spec.ipv6_enabled:
+        raise NotImplementedHere("skep's overlay networks carry IPv4 only: leave IPv6 out")
+    options = (spec.driver_configuration.options if spec.driver_configuration else None) or {}
+    if options.get("encrypted", "false").lower() not in ("false", "0", "f"):
+        raise NotImplementedHere("skep does not encrypt overlay networks: leave the option encrypted out, and encrypt between the hosts")
+    mtu = options.get(MTU, "")
+    if mtu and not (mtu.isascii() and mtu.isdigit() and 68 <= int(mtu[:9]) <= 65535):
+        raise invalid(f"invalid value for {MTU}: {mtu}")
     _check_ipam(spec.ipam_options)
 
 
 def _check_ipam(options: IPAMOptions | None) -> None:
+    """The clients' own mistakes; the API has said them in more words already."""
     if options is None:
         return
     if options.driver is not None and options.driver.name not in ("", "default"):
@@ -264,20 +277,28 @@ def _check_ipam(options: IPAMOptions | None) -> None:
             subnet = ip_network(config.subnet, strict=False)
         except ValueError:
             raise invalid(f"ipam configuration: invalid subnet {config.subnet}") from None
+        if subnet.version == 6:
+            raise NotImplementedHere(f"skep's overlay networks carry IPv4 only: leave the subnet {config.subnet} out")
         if config.ip_range:
             try:
-                first = ip_network(config.ip_range, strict=False).network_address
+                part = ip_network(config.ip_range, strict=False)
             except ValueError:
                 raise invalid(f"ipam configuration: invalid range {config.ip_range}") from None
-            _inside(subnet, first, config.subnet, "range", config.ip_range)
+            _inside(subnet, part.network_address, config.subnet, "range", config.ip_range)
+            _inside(subnet, part.broadcast_address, config.subnet, "range", config.ip_range)
         if config.gateway:
-            try:
-                gateway = ip_address(config.gateway)
-            except ValueError:
-                raise invalid(f"ipam configuration: invalid gateway {config.gateway}") from None
-            _inside(subnet, gateway, config.subnet, "gateway", config.gateway)
+            _inside(subnet, _address("gateway", config.gateway), config.subnet, "gateway", config.gateway)
+        for name, address in (config.auxiliary_addresses or {}).items():
+            _inside(subnet, _address(f"auxiliary address {name}", address), config.subnet, "auxiliary address", address)
 
 
-def _inside(subnet: object, address: object, written: str, what: str, value: str) -> None:
-    if address not in subnet:  # type: ignore[operator]
+def _address(what: str, text: str) -> IPv4Address | IPv6Address:
+    try:
+        return ip_address(text)
+    except ValueError:
+        raise invalid(f"ipam configuration: invalid {what} {text}") from None
+
+
+def _inside(subnet: IPv4Network | IPv6Network, address: IPv4Address | IPv6Address, written: str, what: str, value: str) -> None:
+    if address not in subnet:
         raise invalid(f"ipam configuration: subnet {written} does not contain {what} {value}")

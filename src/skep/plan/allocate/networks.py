@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from ipaddress import IPv4Network
 
 from skep.model.cluster import Cluster
-from skep.model.defaults import ADDRESS_POOL, SUBNET_SIZE
+from skep.model.defaults import ADDRESS_POOL, FIRST_VNI, SUBNET_SIZE
 from skep.model.network import Network
 from skep.model.node import Node
 from skep.model.spec import IPAMConfig, NetworkSpec
 from skep.plan.allocate.addresses import inside, overlapping, pool_subnets, subnet_of, with_gateway
+from skep.plan.allocate.vni import LAST_VNI, OPTION, asked_vni
 from skep.plan.view import View
 
 
@@ -66,9 +67,42 @@ def pool_subnet(cluster: Cluster | None, cursor: int, used: list[IPv4Network], n
 
 
 def subnet_conflict(view: View, spec: NetworkSpec) -> str | None:
-    """Docker's sentence when the user's subnet overlaps with another network's; None when the network may be stored."""
+    """A sentence (Docker's where Docker has one) when the user's subnets cannot be had; None when the network may be stored.
+
+    A subnet that another network asks for is taken, whether or not it was given yet; one with a node's own address in it would cut the
+    node off.
+    """
+    others = list(view.all(Network))
+    wanted = [
+        subnet
+        for network in others
+        if network.driver == "overlay" and not network.ipam
+        for config in asked(network.spec)
+        if (subnet := subnet_of(config.subnet)) is not None
+    ]
     try:
-        given_subnets(spec, subnets_in_use(view.all(Network)))
+        configs = given_subnets(spec, subnets_in_use(others) + wanted)
     except NoSubnet as reason:
         return str(reason)
+    for config in configs:
+        subnet = subnet_of(config.subnet)
+        for node in view.all(Node):
+            for address in (node.status.addr, node.manager_addr):
+                if subnet is not None and address and inside(address, subnet):
+                    return f"subnet {config.subnet} holds the address {address} of node {node.hostname or node.id}"
+    return None
+
+
+def vni_conflict(view: View, spec: NetworkSpec) -> str | None:
+    """The same for a VNI that the user asks for (`--opt com.docker.network.driver.overlay.vxlanid_list=N`)."""
+    options = (spec.driver_configuration.options if spec.driver_configuration else None) or {}
+    if OPTION not in options:
+        return None
+    vni = asked_vni(options)
+    if vni is None:
+        return f"invalid VXLAN id in {OPTION}: {options[OPTION]}: give one number from {FIRST_VNI} to {LAST_VNI}"
+    for network in view.all(Network):
+        theirs = (network.spec.driver_configuration.options if network.spec.driver_configuration else None) or {}
+        if vni == (network.vni or asked_vni(theirs)):
+            return f"VXLAN id {vni} is already in use by network {network.name} ({network.id})"
     return None

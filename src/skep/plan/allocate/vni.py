@@ -21,6 +21,7 @@ def next_vni(cursor: int, used: Container[int]) -> int | None:
 
 
 def asked_vni(options: Mapping[str, str]) -> int | None:
-    """The one the user put into the driver's options; None when there is none that can be used."""
-    first = options.get(OPTION, "").partition(",")[0].strip()
-    return int(first) if first.isascii() and first.isdigit() and 0 < int(first) <= LAST_VNI else None
+    """The one the user put into the driver's options; None when there is none that can be used: numbers below 4096 name networks of
+    single nodes in the router."""
+    text = options.get(OPTION, "").strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 and FIRST_VNI <= int(text) <= LAST_VNI else None
