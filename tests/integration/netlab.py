@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from skep.datapath import netlink, netns
 from skep.datapath.base import Place, Snapshot
 from skep.datapath.path import KernelDatapath
-from skep.model.assignment import EndpointItem, NetworkItem, PeerItem, ServiceItem
+from skep.model.assignment import DiscoveryItem, EndpointItem, NetworkItem, PeerItem, ServiceItem
 from skep.model.network import Network
 from skep.model.spec import IPAMConfig, NetworkSpec, PortConfig
 
@@ -315,15 +315,25 @@ def attach(node: Node, address: str, network_id: str = "ingress", **more: Any) -
     return sandbox
 
 
-def network(number: int = 0, *, ingress: bool = True, internal: bool = False) -> NetworkItem:
-    """10.0.<number>.0/24 with VNI 4096 + number."""
+def network(
+    number: int = 0,
+    *,
+    ingress: bool = True,
+    internal: bool = False,
+    subnet: str = "",
+    gateway: str = "",
+    vni: int = 0,
+    options: dict[str, str] | None = None,
+) -> NetworkItem:
+    """10.0.<number>.0/24 with VNI 4096 + number, where nothing else is said."""
     name = "ingress" if ingress else f"net{number}"
     return NetworkItem(
         network=Network(
             id=name,
             spec=NetworkSpec(name=name, ingress=ingress, internal=internal),
-            ipam=(IPAMConfig(subnet=f"10.0.{number}.0/24", gateway=f"10.0.{number}.1"),),
-            vni=4096 + number,
+            ipam=(IPAMConfig(subnet=subnet or f"10.0.{number}.0/24", gateway=gateway or f"10.0.{number}.1"),),
+            vni=vni or 4096 + number,
+            options=options or {},
         )
     )
 
@@ -350,6 +360,7 @@ def snapshot(
     networks: list[NetworkItem] | None = None,
     endpoints: list[EndpointItem] | None = None,
     services: list[ServiceItem] | None = None,
+    discovery: list[DiscoveryItem] | None = None,
 ) -> Snapshot:
     return Snapshot(
         version=next(_numbers),
@@ -358,6 +369,7 @@ def snapshot(
         peers={p.node_id: p for p in peers},
         endpoints={e.key: e for e in endpoints or []},
         services={s.key: s for s in services or []},
+        discovery={d.key: d for d in discovery or []},
     )
 
 
@@ -367,10 +379,10 @@ def apply_all(it: Lab, **what: Any) -> None:
         node.run(node.datapath.apply(snapshot(node.id, peers, **what)))
 
 
-def ping(address: str) -> bool:
-    """One echo request from where the thread is; answered within 2 s?"""
+def ping(address: str, timeout: float = 2) -> bool:
+    """One echo request from where the thread is; answered in time?"""
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as s:
-        s.settimeout(2)
+        s.settimeout(timeout)
         number = os.getpid() & 0xFFFF
         body = struct.pack("!HH", number, 1)
         s.sendto(struct.pack("!BBH", 8, 0, -(0x0800 + number + 1) % 0xFFFF) + body, (address, 0))

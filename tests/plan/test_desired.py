@@ -7,31 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skep.datapath.base import Snapshot
-from skep.datapath.desired import (
-    HOST,
-    KEPT,
-    MAIN,
-    ROUTER,
-    Address,
-    Chain,
-    Element,
-    Forwarding,
-    Group,
-    Here,
-    LocalPlace,
-    LocalPort,
-    Neighbour,
-    Route,
-    Rule,
-    Vxlan,
-    Wanted,
-    container_mac,
-    desired,
-    link_address,
-    link_mac,
-    source_ports,
-)
-from skep.model.assignment import EndpointItem, NetworkItem, PeerItem, ServiceItem
+from skep.datapath.desired import Here, LocalPlace, LocalPort, Wanted, container_mac, desired, link_address, link_mac, source_ports
+from skep.datapath.facts import HOST, KEPT, MAIN, ROUTER, Address, Chain, Element, Fact, Forwarding, Group, Neighbour, Route, Rule, Vxlan
+from skep.model.assignment import DiscoveryItem, EndpointItem, NetworkItem, PeerItem, ServiceItem
 from skep.model.network import Network
 from skep.model.spec import IPAMConfig, NetworkSpec, PortConfig
 
@@ -56,6 +34,10 @@ def endpoint(node: str, address: str, *, service: str = "web", network: str = "i
     return EndpointItem(task_id=f"t-{address}", service_id=service, network_id=network, node_id=node, address=address, serving=serving)
 
 
+def discovery(service: str = "web", vip: str = "10.0.0.200", *, network: str = "ingress") -> DiscoveryItem:
+    return DiscoveryItem(service_id=service, network_id=network, name=service, vip=vip)
+
+
 def web(*ports: PortConfig) -> ServiceItem:
     return ServiceItem(service_id="web", name="web", ports=ports or (PortConfig(protocol="tcp", target_port=80, published_port=8080),))
 
@@ -65,6 +47,7 @@ def snap(
     peers: tuple[PeerItem, ...] = (peer(1), peer(2)),
     endpoints: tuple[EndpointItem, ...] = (),
     services: tuple[ServiceItem, ...] = (),
+    known: tuple[DiscoveryItem, ...] = (),
 ) -> Snapshot:
     return Snapshot(
         node_id="n1",
@@ -72,6 +55,7 @@ def snap(
         peers={p.key: p for p in peers},
         endpoints={e.key: e for e in endpoints},
         services={s.key: s for s in services},
+        discovery={d.key: d for d in known},
     )
 
 
@@ -96,6 +80,7 @@ def test_one_network_and_one_other_node() -> None:
         Element(ROUTER, "samenet", "4096 . 4096"),
         Element(ROUTER, "egress", "4096"),
         Element(ROUTER, "ovl", "10.0.0.0/24"),
+        Element(ROUTER, "own", "4096 . 10.0.0.1"),
         Element(ROUTER, "mesh", "vx4096"),
         Element(ROUTER, "ways", "02:fe:00:00:00:02", "2"),
         Chain(ROUTER, "ports", ("meta l4proto { tcp, udp } snat to :1024-17151",)),
@@ -238,3 +223,57 @@ def test_source_ports_of_all_nodes_are_disjoint(nodes: int) -> None:
         mine = set(range(low, high + 1))
         assert len(mine) >= 1000 and not mine & used
         used |= mine
+
+
+def test_a_virtual_address_leads_to_those_that_serve() -> None:
+    """Of this service on this network; whoever of them is here may be sent to itself."""
+    everyone = (
+        endpoint("n2", "10.0.1.6", network="net1"),
+        endpoint("n1", "10.0.1.5", network="net1"),
+        endpoint("n2", "10.0.1.7", network="net1", serving=False),
+        endpoint("n2", "10.0.1.8", network="net1", service="other"),
+        endpoint("n2", "10.0.0.9"),
+    )
+    local = place("10.0.1.5", "net1")
+    without = want(snap((INGRESS, OVERLAY), endpoints=everyone), local)
+    wanted = want(snap((INGRESS, OVERLAY), endpoints=everyone, known=(discovery(vip="10.0.1.2", network="net1"),)), local)
+    assert wanted.facts - without.facts == {
+        Address("lo", "10.0.1.2"),
+        Element(ROUTER, "own", "4097 . 10.0.1.2"),
+        Element(ROUTER, "vip", "4097 . 10.0.1.2", "goto v_10_0_1_2"),
+        Element(ROUTER, "self", "10.0.1.5 . 10.0.1.5", "10.0.1.1"),
+        Chain(ROUTER, "v_10_0_1_2", ("dnat to numgen random mod 2 map { 0 : 10.0.1.5, 1 : 10.0.1.6 }", "dnat to 10.0.1.5")),
+    }
+    assert wanted.datagrams == {"10.0.1.5", "10.0.1.6"}
+
+
+@pytest.mark.parametrize(
+    ("known", "more"),
+    [
+        (discovery(vip="10.0.1.2", network="net1"), {Address("lo", "10.0.1.2"), Element(ROUTER, "own", "4097 . 10.0.1.2")}),
+        (discovery(vip="", network="net1"), set()),
+        (discovery(vip="fd00::2", network="net1"), set()),
+        (discovery(vip="10.0.7.2", network="elsewhere"), set()),
+    ],
+)
+def test_a_virtual_address_without_tasks_answers_for_itself_and_what_cannot_be_laid_is_left_out(
+    known: DiscoveryItem, more: set[Fact]
+) -> None:
+    assert want(snap((INGRESS, OVERLAY), known=(known,))).facts - want(snap((INGRESS, OVERLAY))).facts == more
+
+
+def test_local_delivery_is_to_own_tasks_only() -> None:
+    import msgspec
+
+    both = (endpoint("n2", "10.0.0.6"), endpoint("n1", "10.0.0.5"))
+    only = msgspec.structs.replace(web(), local_only=True)
+    facts = want(snap(endpoints=both, services=(only,)), place("10.0.0.5")).facts
+    assert Chain(ROUTER, "p_tcp_8080", ("meta l4proto tcp dnat to 10.0.0.5:80",)) in facts
+    facts = want(snap(endpoints=both[:1], services=(only,))).facts
+    assert not [f for f in facts if isinstance(f, Element) and f.where == ROUTER and f.set == "pub"]
+    assert Element(HOST, "pub", "tcp . 8080") in facts
+
+
+def test_a_container_of_a_network_that_is_gone_is_not_on_the_next_one_with_its_number() -> None:
+    again = net("net2", 4097, "10.0.1.0/24", "10.0.1.1")
+    assert Group("v-1.5", 0) in want(snap(networks=(INGRESS, again)), place("10.0.1.5", "net1", group=4097)).facts

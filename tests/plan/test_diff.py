@@ -6,28 +6,12 @@ import re
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_desired import HERE, INGRESS, OVERLAY, endpoint, peer, place, snap, web
+from test_desired import HERE, INGRESS, OVERLAY, discovery, endpoint, peer, place, snap, web
 
 from skep.datapath.base import Snapshot
-from skep.datapath.desired import (
-    HOST,
-    MAIN,
-    ROUTER,
-    Address,
-    Chain,
-    Element,
-    Fact,
-    Forwarding,
-    Group,
-    LocalPort,
-    Neighbour,
-    Route,
-    Rule,
-    Vxlan,
-    Wanted,
-    desired,
-)
+from skep.datapath.desired import LocalPort, Wanted, desired
 from skep.datapath.diff import FIXED_CHAINS, SETS, Change, diff, key
+from skep.datapath.facts import HOST, MAIN, ROUTER, Address, Chain, Element, Fact, Forwarding, Group, Neighbour, Route, Rule, Vxlan
 from skep.model.spec import PortConfig
 
 T = "skep_t"
@@ -74,7 +58,7 @@ class Model:
             verb, name = " ".join(words[:2]), words[4]
             rest = words[5] if len(words) > 5 else ""
             if verb in ("flush map", "flush set"):
-                assert (verb == "flush map") == ((where, name) in {(ROUTER, n) for n in ("ways", "pub", "hostpub")})
+                assert (verb == "flush map") == ((where, name) in {(ROUTER, n) for n in ("ways", "pub", "hostpub", "vip", "self")})
                 sets[name].clear()
             elif verb == "add chain":
                 chains.setdefault(name, [])
@@ -131,7 +115,8 @@ def worlds(draw: st.DrawFn) -> tuple[Snapshot, tuple[str, ...], tuple[LocalPort,
     ports = draw(st.lists(st.sampled_from(PORTS), unique_by=lambda p: (p.protocol, p.published_port)))
     networks = draw(st.sampled_from([(INGRESS,), (INGRESS, OVERLAY), (OVERLAY,), ()]))
     peers = draw(st.sampled_from([(), (peer(1),), (peer(1), peer(2)), (peer(1), peer(2), peer(3)), (peer(2),)]))
-    snapshot = snap(networks, peers, endpoints, (web(*ports),))
+    known = draw(st.lists(st.sampled_from([discovery("web"), discovery("web", "10.0.1.200", network="net1"), discovery("other", "")])))
+    snapshot = snap(networks, peers, endpoints, (web(*ports),), tuple(known))
     snapshot = msgspec.structs.replace(snapshot, data_path_port=draw(st.sampled_from([4789, 7789])))
     local = tuple(e.address for e in endpoints if e.node_id == "n1" and draw(st.booleans()))
     mine = draw(st.sampled_from([(), (LocalPort(sandbox_id="s", protocol="tcp", port=9000, address="10.0.0.2", target=80),)]))

@@ -15,94 +15,33 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from skep.datapath.base import Snapshot
-from skep.model.assignment import PeerItem
+from skep.datapath.facts import (
+    FIRST_PORT,
+    HOST,
+    KEPT,
+    MAIN,
+    PORTS_END,
+    PROTOCOLS,
+    ROUTER,
+    WAYS,
+    Address,
+    Chain,
+    Element,
+    Fact,
+    Forwarding,
+    Group,
+    Neighbour,
+    Route,
+    Rule,
+    Vxlan,
+)
+from skep.datapath.vip import own_facts, self_facts, vip_facts
+from skep.model.assignment import EndpointItem, PeerItem
 from skep.model.network import Network
 
 VNI_OPTION = "com.docker.network.driver.overlay.vxlanid_list"
 OVERHEAD = 50
 """Outer Ethernet, IP, UDP and VXLAN headers."""
-MAIN, WAYS = 254, 100
-"""Routing tables: the router's own, and (plus a node's index) the way back through the node that a connection came in by."""
-KEPT = 64
-"""Nodes with an index up to this keep their clients' source address; those beyond rewrite it to their link address."""
-FIRST_PORT, PORTS_END = 1024, 65536
-UPLINK_GROUP = 1
-"""Device group of the router's uplink. Networks have their VNI, from 4096."""
-ROUTER, HOST = "router", "host"
-PROTOCOLS = ("tcp", "udp", "sctp")
-
-
-class Fact(msgspec.Struct, frozen=True, gc=False):
-    """One thing in the kernel."""
-
-
-class Vxlan(Fact, frozen=True, gc=False):
-    link: str
-    vni: int
-    group: int
-    mac: str
-    port: int
-    local: str
-    mtu: int
-
-
-class Group(Fact, frozen=True, gc=False):
-    """The device group of a container's link; the link itself is made by `attach`."""
-
-    link: str
-    group: int
-
-
-class Address(Fact, frozen=True, gc=False):
-    """With prefix length 32, on a link of the router."""
-
-    link: str
-    address: str
-
-
-class Neighbour(Fact, frozen=True, gc=False):
-    link: str
-    address: str
-    mac: str
-
-
-class Forwarding(Fact, frozen=True, gc=False):
-    """A VXLAN forwarding entry: frames to `mac` go to the node at `address`."""
-
-    link: str
-    mac: str
-    address: str
-
-
-class Route(Fact, frozen=True, gc=False):
-    """`destination` is an address (/32), or empty for the default route."""
-
-    table: int
-    destination: str
-    via: str
-    link: str
-
-
-class Rule(Fact, frozen=True, gc=False):
-    mark: int
-    table: int
-
-
-class Chain(Fact, frozen=True, gc=False):
-    """`where`: router or host; `body`: rules, a line each."""
-
-    where: str
-    name: str
-    body: tuple[str, ...]
-
-
-class Element(Fact, frozen=True, gc=False):
-    """Of an nft set, or with a value of a map."""
-
-    where: str
-    set: str
-    key: str
-    value: str = ""
 
 
 class LocalPlace(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +55,11 @@ class LocalPlace(msgspec.Struct, frozen=True, kw_only=True):
     """Its link in the router."""
     group: int = 0
     """The network's group when it was attached; 0: not known then, nothing passes until it is."""
+    name: str = ""
+    """Of the interface inside."""
+    mtu: int = 0
+    internal: bool = False
+    """A network without a way out: no default route."""
 
 
 class LocalPort(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +70,8 @@ class LocalPort(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     address: str
     target: int
+    at: str = ""
+    """Only at this address of the host."""
 
 
 class Here(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +88,7 @@ class Wanted(msgspec.Struct, frozen=True):
     present: frozenset[str] = frozenset()
     """Addresses of all endpoints there are, serving or not: connections to one that leaves this set are reset."""
     datagrams: frozenset[str] = frozenset()
-    """Addresses in the maps of published UDP ports: flows to one that leaves this set are forgotten."""
+    """Addresses in the maps of published UDP ports and of virtual addresses: flows to one that leaves this set are forgotten."""
 
 
 def link_address(index: int) -> str:
@@ -205,13 +151,12 @@ def desired(snapshot: Snapshot, here: Here, places: Iterable[LocalPlace], ports:
     else:
         # without an index of its own the node has no place on any overlay
         peers = {}
+    groups = {id: vni_of(network) for id, network in networks.items()}
     for place in places:
-        known = networks.get(place.network_id)
-        facts |= place_facts(place, vni_of(known) if known else place.group)
-    reachable = {p.address for p in places}
-    present = set(reachable)
-    backends: dict[str, list[str]] = {}
-    ingress = {n.id for n in networks.values() if n.spec.ingress}
+        facts |= place_facts(place, group_of(place, groups))
+    reachable = {(p.network_id, p.address) for p in places}
+    present = {p.address for p in places}
+    serving: dict[tuple[str, str], list[EndpointItem]] = {}
     for endpoint in snapshot.endpoints.values():
         home = networks.get(endpoint.network_id)
         if home is None or not is_ipv4(endpoint.address):
@@ -221,14 +166,57 @@ def desired(snapshot: Snapshot, here: Here, places: Iterable[LocalPlace], ports:
             peer = peers.get(endpoint.node_id)
             if peer is None:
                 continue
-            reachable.add(endpoint.address)
             facts.add(Route(MAIN, endpoint.address, link_address(peer.index), vxlan_name(home)))
-        if endpoint.serving and endpoint.network_id in ingress and endpoint.address in reachable:
-            backends.setdefault(endpoint.service_id, []).append(endpoint.address)
+        elif (endpoint.network_id, endpoint.address) not in reachable:
+            continue
+        if endpoint.serving:
+            serving.setdefault((endpoint.service_id, endpoint.network_id), []).append(endpoint)
+    backends = ingress_backends(snapshot, serving, {n.id for n in networks.values() if n.spec.ingress})
     facts |= published_facts(snapshot, backends)
     facts |= local_port_facts(ports)
     udp = {s.service_id for s in snapshot.services.values() if any(p.protocol == "udp" for p in s.ports)}
-    return Wanted(frozenset(facts), frozenset(present), frozenset(a for s in udp & backends.keys() for a in backends[s]))
+    datagrams = {a for s in udp & backends.keys() for a in backends[s]}
+    if own is not None and own.index > 0:
+        facts |= discovered_facts(snapshot, networks, serving, datagrams)
+    return Wanted(frozenset(facts), frozenset(present), frozenset(datagrams))
+
+
+def group_of(place: LocalPlace, groups: Mapping[str, int]) -> int:
+    """The device group of its network; until its network is known the one it was attached with, unless another network has that now."""
+    known = groups.get(place.network_id)
+    if known is not None:
+        return known
+    return place.group if place.group not in groups.values() else 0
+
+
+def ingress_backends(snapshot: Snapshot, serving: Mapping[tuple[str, str], list[EndpointItem]], ingress: set[str]) -> dict[str, list[str]]:
+    """By service: where what comes in by its published ports is sent to by this node."""
+    out: dict[str, list[str]] = {}
+    local_only = {s.service_id for s in snapshot.services.values() if s.local_only}
+    for (service_id, network_id), endpoints in serving.items():
+        if network_id in ingress:
+            found = [e.address for e in endpoints if service_id not in local_only or e.node_id == snapshot.node_id]
+            if found:
+                out.setdefault(service_id, []).extend(found)
+    return out
+
+
+def discovered_facts(
+    snapshot: Snapshot, networks: Mapping[str, Network], serving: Mapping[tuple[str, str], list[EndpointItem]], datagrams: set[str]
+) -> set[Fact]:
+    """Virtual addresses. What they lead to is added to `datagrams`."""
+    facts: set[Fact] = set()
+    for item in snapshot.discovery.values():
+        network = networks.get(item.network_id)
+        if network is None or not is_ipv4(item.vip):
+            continue
+        found = serving.get((item.service_id, item.network_id), ())
+        facts |= vip_facts(vni_of(network), item.vip, [e.address for e in found])
+        datagrams.update(e.address for e in found)
+        gateway = next((c.gateway for c in network.ipam if is_ipv4(c.gateway)), "")
+        if gateway:
+            facts |= self_facts([e.address for e in found if e.node_id == snapshot.node_id], gateway)
+    return facts
 
 
 def vxlan_name(network: Network) -> str:
@@ -251,7 +239,7 @@ def network_facts(network: Network, own: PeerItem, peers: Iterable[PeerItem], he
         if is_ipv4(config.subnet):
             facts.add(Element(ROUTER, "ovl", config.subnet))
             if is_ipv4(config.gateway):
-                facts.add(Address("lo", config.gateway))
+                facts |= own_facts(vni, config.gateway)
     if not network.spec.internal:
         facts.add(Element(ROUTER, "egress", str(vni)))
     peers = list(peers)

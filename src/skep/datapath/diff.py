@@ -10,11 +10,12 @@ from collections.abc import Iterable, Set
 
 import msgspec
 
-from skep.datapath.desired import HOST, ROUTER, Address, Chain, Element, Fact, Forwarding, Group, Neighbour, Route, Rule, Vxlan, Wanted
+from skep.datapath.desired import Wanted
+from skep.datapath.facts import HOST, ROUTER, Address, Chain, Element, Fact, Forwarding, Group, Neighbour, Route, Rule, Vxlan
 
-SETS = {ROUTER: ("samenet", "egress", "ovl", "mesh", "ways", "pub", "hostpub"), HOST: ("pub",)}
+SETS = {ROUTER: ("samenet", "egress", "ovl", "mesh", "ways", "pub", "hostpub", "own", "vip", "self"), HOST: ("pub",)}
 """Sets and maps that only facts fill. `dead` has timeouts of its own."""
-MAPS = frozenset({(ROUTER, "ways"), (ROUTER, "pub"), (ROUTER, "hostpub")})
+MAPS = frozenset({(ROUTER, "ways"), (ROUTER, "pub"), (ROUTER, "hostpub"), (ROUTER, "vip"), (ROUTER, "self")})
 FIXED_CHAINS = frozenset({"ports"})
 """Chains with a body of ours that the fixed rules jump to: they are emptied, never deleted."""
 _ORDER: tuple[type[Fact], ...] = (Vxlan, Group, Address, Neighbour, Forwarding, Route, Rule)

@@ -9,15 +9,16 @@ from collections.abc import Iterable
 
 from skep.datapath import netlink, netns
 from skep.datapath.conntrack import forget_udp
-from skep.datapath.desired import KEPT, MAIN, UPLINK_GROUP, WAYS, Address, Fact, Forwarding, Group, Neighbour, Route, Rule, Vxlan, Wanted
+from skep.datapath.desired import Wanted
 from skep.datapath.diff import Change
+from skep.datapath.facts import KEPT, MAIN, UPLINK_GROUP, WAYS, Address, Fact, Forwarding, Group, Neighbour, Route, Rule, Vxlan
 from skep.datapath.router import NOT_FOR_CONTAINERS, Router
 from skep.errors import SkepError
 
 AF_BRIDGE = 7
 VNI_WAIT = 5.0
 """Seconds."""
-_CHAIN = re.compile(r"^\s*chain ([ph]_[a-z]+_\d+) \{", re.MULTILINE)
+_CHAIN = re.compile(r"^\s*chain ([phv]_[a-z0-9_]+) \{", re.MULTILINE)
 
 
 class Kernel:

@@ -22,22 +22,9 @@ import msgspec
 from skep.clock import MINUTE, Clock
 from skep.datapath import netns
 from skep.datapath.base import Place, Sandbox, Snapshot
-from skep.datapath.desired import (
-    KEPT,
-    OVERHEAD,
-    PROTOCOLS,
-    Group,
-    Here,
-    LocalPort,
-    Wanted,
-    desired,
-    is_ipv4,
-    local_port_facts,
-    place_facts,
-    usable,
-    vni_of,
-)
+from skep.datapath.desired import OVERHEAD, Here, LocalPort, Wanted, desired, is_ipv4, local_port_facts, place_facts, usable, vni_of
 from skep.datapath.diff import diff
+from skep.datapath.facts import KEPT, PROTOCOLS, Group
 from skep.datapath.kernel import Kernel
 from skep.datapath.router import Router
 from skep.datapath.sandbox import Record, Sandboxes

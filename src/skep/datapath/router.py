@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 from skep.datapath import netlink, netns, nft, rules
-from skep.datapath.desired import UPLINK_GROUP
+from skep.datapath.facts import UPLINK_GROUP
 from skep.datapath.rules import UPLINK
 from skep.errors import Invalid, SkepError
 

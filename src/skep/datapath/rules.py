@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from skep.datapath.desired import UPLINK_GROUP
+from skep.datapath.facts import UPLINK_GROUP
 
 UPLINK = "up0"
 """The uplink's name inside the router."""
@@ -45,11 +45,15 @@ table ip {table} {{
  map ways {{ type ether_addr : mark; }}
  map pub {{ type inet_proto . inet_service : verdict; }}
  map hostpub {{ type inet_proto . inet_service : verdict; }}
+ set own {{ type devgroup . ipv4_addr; }}
+ map vip {{ type devgroup . ipv4_addr : verdict; }}
+ map self {{ type ipv4_addr . ipv4_addr : ipv4_addr; }}
  chain user {{ }}
  chain ports {{ }}
 }}
 {_fresh(table, "mangle", "type filter hook prerouting priority mangle; policy accept;")}
 {_fresh(table, "pre", "type nat hook prerouting priority dstnat; policy accept;")}
+{_fresh(table, "input", "type filter hook input priority filter; policy accept;")}
 {_fresh(table, "forward", "type filter hook forward priority filter; policy drop;")}
 {_fresh(table, "post", "type nat hook postrouting priority srcnat; policy accept;")}
 table ip {table} {{
@@ -60,8 +64,16 @@ table ip {table} {{
  chain pre {{
   iifname "{UPLINK}" meta l4proto . th dport vmap @hostpub
   iifname "{UPLINK}" meta l4proto . th dport vmap @pub
+  meta l4proto {{ tcp, udp, sctp }} meta iifgroup . ip daddr vmap @vip
+ }}
+ chain input {{
+  iifname "lo" accept
+  ip daddr @ovl meta iifgroup . ip daddr != @own drop
+  ct direction original meta l4proto tcp reject with tcp reset
+  ct direction original meta l4proto udp reject with icmp port-unreachable
  }}
  chain forward {{
+  tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
   ip daddr @dead meta l4proto tcp reject with tcp reset
   jump user
   oifname "{UPLINK}" ct state invalid drop
@@ -73,6 +85,7 @@ table ip {table} {{
  }}
  chain post {{
 {egress}
+  ct status dnat snat to ip saddr . ip daddr map @self
   ct status dnat ip saddr != @ovl meta l4proto {{ tcp, udp }} goto ports
  }}
 }}

@@ -1,0 +1,92 @@
+"""Facts: one thing each that the kernel holds (a route, a neighbour, an element of an nft map), as values. Pure.
+
+What is to be done is the difference of two sets of them (skep.datapath.diff), and a comparison with the kernel is one of what it holds
+(skep.datapath.kernel reads it) and what is wanted (skep.datapath.desired says it). Facts name links, never interface indexes.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+MAIN, WAYS = 254, 100
+"""Routing tables: the router's own, and (plus a node's index) the way back through the node that a connection came in by."""
+KEPT = 64
+"""Nodes with an index up to this keep their clients' source address; those beyond rewrite it to their link address."""
+FIRST_PORT, PORTS_END = 1024, 65536
+UPLINK_GROUP = 1
+"""Device group of the router's uplink. Networks have their VNI, from 4096."""
+ROUTER, HOST = "router", "host"
+PROTOCOLS = ("tcp", "udp", "sctp")
+
+
+class Fact(msgspec.Struct, frozen=True, gc=False):
+    """One thing in the kernel."""
+
+
+class Vxlan(Fact, frozen=True, gc=False):
+    link: str
+    vni: int
+    group: int
+    mac: str
+    port: int
+    local: str
+    mtu: int
+
+
+class Group(Fact, frozen=True, gc=False):
+    """The device group of a container's link; the link itself is made by `attach`."""
+
+    link: str
+    group: int
+
+
+class Address(Fact, frozen=True, gc=False):
+    """With prefix length 32, on a link of the router."""
+
+    link: str
+    address: str
+
+
+class Neighbour(Fact, frozen=True, gc=False):
+    link: str
+    address: str
+    mac: str
+
+
+class Forwarding(Fact, frozen=True, gc=False):
+    """A VXLAN forwarding entry: frames to `mac` go to the node at `address`."""
+
+    link: str
+    mac: str
+    address: str
+
+
+class Route(Fact, frozen=True, gc=False):
+    """`destination` is an address (/32), or empty for the default route."""
+
+    table: int
+    destination: str
+    via: str
+    link: str
+
+
+class Rule(Fact, frozen=True, gc=False):
+    mark: int
+    table: int
+
+
+class Chain(Fact, frozen=True, gc=False):
+    """`where`: router or host; `body`: rules, a line each."""
+
+    where: str
+    name: str
+    body: tuple[str, ...]
+
+
+class Element(Fact, frozen=True, gc=False):
+    """Of an nft set, or with a value of a map."""
+
+    where: str
+    set: str
+    key: str
+    value: str = ""
