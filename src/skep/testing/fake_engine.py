@@ -17,14 +17,16 @@ from skep.clock import Clock
 from skep.engine.base import Container, ContainerConfig, Exec, ExecConfig, Exit, Image, Images, LogRecord, Progress, Streams
 from skep.errors import Conflict, Invalid, NotFound, SkepError
 from skep.testing.fake_contents import FakeContents
+from skep.testing.fake_transfers import FakeTransfers
 
 SIGNALS = {"SIGTERM": 15, "SIGKILL": 9, "SIGINT": 2, "SIGQUIT": 3, "SIGHUP": 1, "SIGUSR1": 10}
 
 
-class FakeImages:
+class FakeImages(FakeTransfers):
     """`here`: by reference. `remote`: what a pull gives: an image, or the error."""
 
     def __init__(self, clock: Clock) -> None:
+        super().__init__()
         self._clock = clock
         self.here: dict[str, Image] = {}
         self.remote: dict[str, Image | SkepError] = {}
@@ -61,7 +63,14 @@ class FakeImages:
         return self.here.get(reference)
 
     def all(self) -> Collection[Image]:
+        return self._known()
+
+    def _known(self) -> list[Image]:
         return list({image.id: image for image in self.here.values()}.values())
+
+    def _keep(self, image: Image) -> None:
+        self.here = {name: known for name, known in self.here.items() if known.id != image.id}
+        self.here |= dict.fromkeys((image.id, *image.tags, *image.digests), image)
 
     async def remove(self, reference: str, *, force: bool = False) -> list[dict[str, str]]:
         image = self.here.get(reference)

@@ -12,6 +12,7 @@ from skep.clock import Clock
 from skep.engine.base import Container, ContainerConfig, Exec, ExecConfig, Exit, Image, LogRecord, Progress, Streams
 from skep.errors import Conflict, NotFound, NotImplementedHere, SkepError
 from skep.testing.fake_contents import FakeContents
+from skep.testing.fake_transfers import FakeTransfers
 
 Script = Callable[["ScriptedStreams"], Awaitable[int]]
 
@@ -76,8 +77,9 @@ class ScriptedExec:
             self._code.set_result(137)
 
 
-class MemoryImages:
+class MemoryImages(FakeTransfers):
     def __init__(self) -> None:
+        super().__init__()
         self.images: dict[str, Image] = {}
         self.remote: dict[str, Image | SkepError] = {}
         """What the registry has: name -> image, or the error it answers with."""
@@ -126,10 +128,19 @@ class MemoryImages:
     def all(self) -> Collection[Image]:
         return self.images.values()
 
+    def _known(self) -> list[Image]:
+        return list(self.images.values())
+
+    def _keep(self, image: Image) -> None:
+        self.images[image.id] = image
+
     async def remove(self, reference: str, *, force: bool = False) -> list[dict[str, str]]:
         image = self.get(reference)
         if image is None:
             raise NotFound(f"No such image: {reference}")
+        if reference in image.tags and len(image.tags) > 1:
+            self._keep(msgspec.structs.replace(image, tags=tuple(tag for tag in image.tags if tag != reference)))
+            return [{"Untagged": reference}]
         del self.images[image.id]
         return [{"Untagged": tag} for tag in image.tags] + [{"Deleted": image.id}]
 
