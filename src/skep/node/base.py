@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
 
 from skep.engine.base import Exit
 from skep.model.assignment import TaskItem
+from skep.model.network import Network
 from skep.model.spec import IPAMConfig
 from skep.model.task import TaskStatus
 
@@ -137,6 +138,50 @@ class LocalNetworks(Protocol):
     def endpoints(self, network_id: str) -> list[LocalEndpoint]: ...
 
     def endpoints_of(self, sandbox_id: str) -> list[LocalEndpoint]: ...
+
+
+class AttachedNetwork(msgspec.Struct, frozen=True, kw_only=True):
+    """A network of the cluster on which a plain container has a place."""
+
+    id: str
+    name: str
+
+
+class Attachments(Protocol):
+    """Places of plain containers on the cluster's attachable networks: the manager gives the address. On managers and workers alike.
+
+    A place belongs to a container while that has a sandbox: it is asked for when the container starts and given back when it stops; a
+    daemon that finds the container running at its own start asks again and gets the same one. What was not asked for again, and whose
+    container has no sandbox when the daemon starts, is given back by itself.
+    """
+
+    async def attach(
+        self, network: str, container_id: str, *, address: str = "", names: tuple[str, ...] = ()
+    ) -> tuple[AttachedNetwork, str]:
+        """(the network, the container's address there with its prefix length). `network`: id or name. When this returns, this node's data
+        path has the network, and others find the container by its names and its short id. Idempotent.
+
+        Raises Forbidden `network X not manually attachable`, NotFound `network X not found`, Conflict `Address already in use`, Invalid for
+        an address outside of the network, Unavailable when no manager answers within 20 s or no address is left.
+        """
+        ...
+
+    async def detach(self, container_id: str, network_id: str = "") -> None:
+        """Give back its place there, or all of them. Waits a little for the manager to know; without one it is told later. Idempotent."""
+        ...
+
+    async def find(self, reference: str) -> Network | None:
+        """A network of the cluster that is attachable, or that this node takes part in, by id, name or unique id prefix, as a manager knows
+        it; without a manager, as this node does. None: there is none that this node may know of."""
+        ...
+
+    def networks(self) -> list[Network]:
+        """Those that this node takes part in (ingress too)."""
+        ...
+
+    def when_lost(self, call: Callable[[str, str], None]) -> None:
+        """`call(container id, network id)` when the cluster takes a place away: the node has left or was removed, an address is void."""
+        ...
 
 
 def is_task_sandbox(sandbox_id: str) -> bool:
