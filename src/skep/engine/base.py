@@ -27,6 +27,8 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
     stop_signal: str = ""
     healthcheck: dict[str, Any] | None = None
     """Docker's form: Test, Interval, ..."""
+    on_build: tuple[str, ...] = ()
+    shell: tuple[str, ...] = ()
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +46,16 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     os: str = "linux"
     config: ImageConfig = ImageConfig()
     history: tuple[dict[str, Any], ...] = ()
+    variant: str = ""
+    author: str = ""
+    comment: str = ""
+    docker_version: str = ""
+    layer_sizes: tuple[int, ...] = ()
+    """Bytes of the files of each of `layers`; empty where nobody knows."""
+    tagged_at: int = 0
+    """When it was last pulled or given a name here."""
+    directories: tuple[str, ...] = ()
+    """Its layers unpacked on this host, topmost first."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -387,10 +399,19 @@ class Engine(Protocol):
     async def unpause(self, id: str) -> None: ...
 
     async def amend(
-        self, id: str, *, name: str | None = None, extra: Mapping[str, Any] | None = None, limits: Limits | None = None
+        self,
+        id: str,
+        *,
+        name: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+        limits: Limits | None = None,
+        hosts: Sequence[str] | None = None,
+        resolv_conf: str | None = None,
+        netns: str | None = None,
     ) -> None:
-        """Change what may change: `name` (Conflict when taken), `extra` (replaced as a whole), `limits` (in the kernel too while it runs).
-        Kept on disk before it returns."""
+        """Change what may change: `name` (Conflict when taken), `extra` (replaced as a whole), `limits` (in the kernel too while it runs),
+        `hosts` and `resolv_conf` (a running container sees the new files), `netns` (from the next start on). Kept on disk before it
+        returns."""
         ...
 
     async def stats(self, id: str) -> Stats:
@@ -454,7 +475,7 @@ class Engine(Protocol):
     async def exec(self, id: str, config: ExecConfig) -> Exec: ...
 
     def subscribe(self) -> asyncio.Queue[tuple[str, str, Exit | None]]:
-        """(action, container id, exit) of create, start, die, oom, destroy, as they happen. `unsubscribe` ends it."""
+        """(action, container id, exit) of create, start, pause, unpause, die, oom, destroy, as they happen. `unsubscribe` ends it."""
         ...
 
     def unsubscribe(self, queue: asyncio.Queue[tuple[str, str, Exit | None]]) -> None: ...

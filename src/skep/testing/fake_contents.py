@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import posixpath
 import tarfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -63,7 +63,15 @@ class FakeContents:
         self._emit("unpause", container.config.id)
 
     async def amend(
-        self, id: str, *, name: str | None = None, extra: Mapping[str, Any] | None = None, limits: Limits | None = None
+        self,
+        id: str,
+        *,
+        name: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+        limits: Limits | None = None,
+        hosts: Sequence[str] | None = None,
+        resolv_conf: str | None = None,
+        netns: str | None = None,
     ) -> None:
         container = self._known(id)
         config = container.config
@@ -75,10 +83,9 @@ class FakeContents:
                     "You have to remove (or rename) that container to be able to reuse that name."
                 )
             config = msgspec.structs.replace(config, name=name)
-        if extra is not None:
-            config = msgspec.structs.replace(config, extra=dict(extra))
-        if limits is not None:
-            config = msgspec.structs.replace(config, limits=limits)
+        given: dict[str, Any] = {"extra": None if extra is None else dict(extra), "limits": limits, "resolv_conf": resolv_conf, "netns": netns}
+        given["hosts"] = None if hosts is None else tuple(hosts)
+        config = msgspec.structs.replace(config, **{field: value for field, value in given.items() if value is not None})
         self._change(config.id, config=config)
 
     async def stats(self, id: str) -> Stats:

@@ -21,7 +21,7 @@ import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -32,6 +32,7 @@ from skep.errors import Invalid
 
 _MOUNT_DATA_LIMIT = 4000
 """The kernel takes mount options of one page."""
+_RECORD_LIMIT = 256 << 10
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -186,6 +187,15 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     runtime: str = ""
 
 
+class Amendment(msgspec.Struct, frozen=True, kw_only=True):
+    """A later line of the record: the configuration, changed."""
+
+    config: ContainerConfig
+
+
+Line = TypeVar("Line", Change, Amendment)
+
+
 def save(folders: Folders, stored: Stored) -> None:
     """The record of a new container."""
     fd = os.open(folders.record(stored.config.id), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -197,12 +207,27 @@ def save(folders: Folders, stored: Stored) -> None:
 
 def append(folders: Folders, stored: Stored) -> None:
     """One more line: cheaper than a new file, and a line cut short by a crash takes nothing of those before it."""
-    change = Change(**{name: getattr(stored, name) for name in Change.__struct_fields__})
-    fd = os.open(folders.record(stored.config.id), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    _append(folders.record(stored.config.id), Change(**{name: getattr(stored, name) for name in Change.__struct_fields__}))
+
+
+def _append(file: Path, line: msgspec.Struct) -> None:
+    fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
     try:
-        os.write(fd, b"\n" + msgspec.json.encode(change) + b"\n")
+        os.write(fd, b"\n" + msgspec.json.encode(line) + b"\n")
     finally:
         os.close(fd)
+
+
+def amend(folders: Folders, stored: Stored) -> None:
+    """A line with the configuration as it is now. A record that has grown long is written anew."""
+    file = folders.record(stored.config.id)
+    if file.stat().st_size < _RECORD_LIMIT:
+        _append(file, Amendment(config=stored.config))
+        return
+    temporary = file.with_name("state.new")
+    temporary.touch(mode=0o600)
+    temporary.write_bytes(msgspec.json.encode(stored) + b"\n")
+    temporary.rename(file)
 
 
 def load(folders: Folders, id: str) -> Stored | None:
@@ -212,13 +237,20 @@ def load(folders: Folders, id: str) -> Stored | None:
         stored = msgspec.json.decode(first, type=Stored)
     except (OSError, msgspec.MsgspecError):
         return None
-    for line in reversed(later):
+    change = _last(later, Change)
+    if change is not None:
+        stored = msgspec.structs.replace(stored, **msgspec.structs.asdict(change))
+    amendment = _last(later, Amendment)
+    return stored if amendment is None else msgspec.structs.replace(stored, config=amendment.config)
+
+
+def _last(lines: list[bytes], kind: type[Line]) -> Line | None:
+    for line in reversed(lines):
         try:
-            change = msgspec.json.decode(line, type=Change)
+            return msgspec.json.decode(line, type=kind)
         except msgspec.MsgspecError:
             continue
-        return msgspec.structs.replace(stored, **msgspec.structs.asdict(change))
-    return stored
+    return None
 
 
 # making
@@ -244,9 +276,7 @@ def make_bundle(folders: Folders, stored: Stored, host: spec.Host, filters: Filt
     rootfs = str(folders.rootfs(config.id))
     if not os.path.ismount(rootfs):
         mount_overlay(folders, stored.layers, folder, rootfs)
-    (bundle / "hosts").write_text(spec.hosts_file(config))
-    (bundle / "hostname").write_text(spec.hostname(config) + "\n")
-    (bundle / "resolv.conf").write_text(config.resolv_conf)
+    write_etc(folders, config)
     if config.cwd not in ("", "/"):
         kernel.make_directory_in_root(rootfs, config.cwd)
     identity = identify(rootfs, config.user, config.groups)
@@ -255,11 +285,25 @@ def make_bundle(folders: Folders, stored: Stored, host: spec.Host, filters: Filt
         hosts=str(bundle / "hosts"),
         hostname=str(bundle / "hostname"),
         resolv_conf=str(bundle / "resolv.conf"),
-        cgroup=f"{cgroup_parent.rstrip('/')}/{config.id}",
+        cgroup=spec.cgroup_path(config, cgroup_parent),
     )
     oci, annotations = filters.of(config, spec.capabilities(config, host))
     document = spec.oci_spec(config, identity, paths, host, seccomp=oci, annotations=annotations)
     (bundle / "config.json").write_bytes(msgspec.json.encode(document))
+
+
+def write_etc(folders: Folders, config: ContainerConfig) -> None:
+    """In place: a container that runs has these very files mounted."""
+    bundle = folders.bundle(config.id)
+    texts = {"hosts": spec.hosts_file(config), "hostname": spec.hostname(config) + "\n", "resolv.conf": config.resolv_conf}
+    for name, text in texts.items():
+        data = text.encode()
+        fd = os.open(bundle / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            os.write(fd, data)
+            os.ftruncate(fd, len(data))
+        finally:
+            os.close(fd)
 
 
 def identify(rootfs: str, user: str, groups: tuple[str, ...]) -> users.Identity:

@@ -13,38 +13,33 @@ import os
 import re
 import shutil
 import signal as signals
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from skep.clock import Clock
 from skep.engine.base import Container, ContainerConfig, Exec, ExecConfig, Exit, Images, LogRecord, Streams
 from skep.engine.oci import bundle, conmon, kernel, logs, runtime, spec
-from skep.engine.oci.bundle import Filters, Folders, Stored
+from skep.engine.oci.bundle import Filters, Stored
+from skep.engine.oci.contents import Contents
+from skep.engine.oci.control import Control, in_use
+from skep.engine.oci.core import LayeredImages
 from skep.engine.oci.entry import Entry
 from skep.engine.oci.exec import Spawned, open_exec, spawn
 from skep.engine.oci.inotify import Inotify
 from skep.engine.oci.launch import Launched, find, launch, reason
 from skep.engine.oci.operations import Operations
 from skep.engine.oci.rotation import Rotation
-from skep.engine.oci.signals import signal_number
 from skep.engine.oci.streams import AttachStreams, Sizes
 from skep.engine.oci.watching import Watching
 from skep.errors import Conflict, Invalid, NotFound, SkepError, Unavailable
 from skep.ids import Random, new_hex
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", re.ASCII)
 _ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
-class LayeredImages(Images, Protocol):
-    def rootfs_layers(self, image_id: str) -> list[str]:
-        """Directories of the unpacked layers, topmost first."""
-        ...
-
-
-class OciEngine:
+class OciEngine(Control, Contents):
     """`data_root` and `run_root` are this engine's alone; `run_root` is short (sockets lie below it) and may vanish with a boot.
     `runtime`: auto, crun or runc. `cgroup_parent`: `/name`, the parent of the containers' cgroups.
     """
@@ -59,15 +54,8 @@ class OciEngine:
         cgroup_parent: str,
         runtime: str = "auto",
     ) -> None:
-        self._folders = Folders(data_root.absolute(), run_root.absolute())
-        self._images = images
-        self._clock = clock
-        self._rng = rng
-        self._cgroup_parent = "/" + cgroup_parent.strip("/")
+        super().__init__(data_root, run_root, images, clock, rng, cgroup_parent)
         self._wanted = runtime
-        self._entries: dict[str, Entry] = {}
-        self._names: dict[str, str] = {}
-        self._queues: list[asyncio.Queue[tuple[str, str, Exit | None]]] = []
         if hasattr(images, "users"):
             images.users = self._users  # the images ask who uses one before it is removed
 
@@ -92,14 +80,17 @@ class OciEngine:
         self._inotify = Inotify(self._loop)
         self._watching = Watching(self._loop, self._inotify, self._folders, self._places, self._clock, self._entries, self._ended)
         self._rotation = Rotation(self._operations, self._folders, self._entries)
-        for stored, mounted in await self._loop.run_in_executor(self._operations.outside, find, self._folders, self._clock):
-            entry = Entry(stored)
+        for found in await self._loop.run_in_executor(self._operations.outside, find, self._folders, self._clock):
+            entry = Entry(found.stored)
             entry.made = True
-            entry.ready = mounted
+            entry.ready = found.mounted
             self._entries[entry.id] = entry
-            self._names[stored.config.name] = entry.id
+            self._names[found.stored.config.name] = entry.id
             if entry.running:
+                entry.paused = self._groups(entry).frozen()
                 self._watching.add(entry)
+            elif found.unfinished:
+                self._retire(entry)
         self._rotation.arm()
 
     def _prepare(self) -> tuple[runtime.Runtime, spec.Host, Filters]:
@@ -168,43 +159,20 @@ class OciEngine:
         entry = self._lookup(reference)
         return entry.container() if entry is not None else None
 
-    def _lookup(self, reference: str) -> Entry | None:
-        reference = reference.removeprefix("/")
-        id = reference if reference in self._entries else self._names.get(reference)
-        if id is None:
-            matches = [known for known in self._entries if known.startswith(reference)] if reference else []
-            id = matches[0] if len(matches) == 1 else None
-        entry = self._entries.get(id) if id is not None else None
-        return entry if entry is not None and entry.made else None
-
-    def _entry(self, reference: str) -> Entry:
-        entry = self._lookup(reference)
-        if entry is None:
-            raise NotFound(f"No such container: {reference}")
-        return entry
-
     def all(self) -> Collection[Container]:
         return [entry.container() for entry in self._entries.values() if entry.made]
-
-    def _users(self, image: str) -> Sequence[tuple[str, bool]]:
-        return [(entry.id, entry.running) for entry in self._entries.values() if entry.stored.config.image == image]
 
     # operations
 
     async def create(self, config: ContainerConfig) -> None:
         if not _ID.fullmatch(config.id) or config.id in self._entries:
             raise Conflict(f"container id {config.id} is in use or malformed")
-        if not _NAME.fullmatch(config.name):
-            raise Invalid(f"Invalid container name ({config.name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
-        while (holder := self._names.get(config.name)) is not None:
+        while holder := self._free_name(config.name):
             making = self._entries[holder]
             if not making.made and making.busy is not None:  # a create whose caller has gone: it ends well, or the name is free
                 await self._operations.settle(making)
                 continue
-            raise Conflict(
-                f'Conflict. The container name "/{config.name}" is already in use by container "{holder}". '
-                "You have to remove (or rename) that container to be able to reuse that name."
-            )
+            raise in_use(config.name, holder)
         image = self._images.get(config.image)
         if image is None:
             raise NotFound(f"No such image: {config.image}")
@@ -273,6 +241,9 @@ class OciEngine:
 
     def _retire(self, entry: Entry) -> None:
         """The runtime's state, the cgroups and the mount go now; files and logs stay until `remove`."""
+        if entry.busy is not None:
+            entry.next.append(lambda: self._retire(entry))
+            return
 
         def delete() -> None:
             with suppress(SkepError, OSError):
@@ -291,41 +262,6 @@ class OciEngine:
 
         self._operations.begin(entry, self._operations.inside, delete, then)
 
-    async def kill(self, id: str, signal: str = "SIGKILL") -> None:
-        entry = self._entry(id)
-        number = signal_number(signal)
-        await self._settle_start(entry)
-        if not entry.running:
-            raise Conflict(f"cannot kill container: {id}: container {entry.id} is not running")
-        self._signal(entry, number)
-
-    async def _settle_start(self, entry: Entry) -> None:
-        if entry.busy is not None and not entry.running:
-            await self._operations.settle(entry)
-
-    def _signal(self, entry: Entry, number: int) -> None:
-        if entry.pidfd >= 0:
-            with suppress(ProcessLookupError):
-                signals.pidfd_send_signal(entry.pidfd, number)
-
-    async def stop(self, id: str, *, signal: str = "", grace: int = 0) -> Exit:
-        entry = self._entry(id)
-        await self._settle_start(entry)
-        if entry.running:
-            self._signal(entry, signal_number(signal or entry.stored.config.stop_signal or "SIGTERM"))
-            with suppress(TimeoutError):
-                async with asyncio.timeout(max(grace, 0) / 1e9):
-                    await entry.ended.wait()
-            if not entry.ended.is_set():
-                self._signal(entry, signals.SIGKILL)
-                await entry.ended.wait()
-        return entry.stored.exit or Exit(code=0, at=entry.stored.created_at, known=False)
-
-    async def wait(self, id: str) -> Exit:
-        entry = self._entry(id)
-        await entry.ended.wait()
-        return entry.stored.exit or Exit(code=0, at=self._clock.now(), known=False, error="the container was removed")
-
     async def remove(self, id: str, *, force: bool = False) -> None:
         entry = self._entries.get(id) or self._lookup(id)
         if entry is None:
@@ -334,7 +270,7 @@ class OciEngine:
         if entry.running:
             if not force:
                 raise Conflict(f'cannot remove container "{id}": container is running: stop the container before removing or force remove')
-            self._signal(entry, signals.SIGKILL)
+            await self._signal(entry, signals.SIGKILL)
             await entry.ended.wait()
         await self._operations.settle(entry)
         if self._entries.get(entry.id) is not entry:
@@ -398,6 +334,8 @@ class OciEngine:
         entry = self._entry(id)
         if not entry.running:
             raise Conflict(f"container {entry.id} is not running")
+        if entry.paused:
+            raise Conflict(f"Container {entry.id} is paused, unpause the container before exec")
         if not config.args:
             raise Invalid("No exec command specified")
         rootfs = str(self._folders.rootfs(entry.id))
@@ -410,18 +348,3 @@ class OciEngine:
             return spawn(self._places, entry.id, exec_id, folder, config, spec.exec_process(stored, config, identity, self._host))
 
         return open_exec(self._loop, folder, config, await self._loop.run_in_executor(self._operations.inside, work))
-
-    # events
-
-    def subscribe(self) -> asyncio.Queue[tuple[str, str, Exit | None]]:
-        queue: asyncio.Queue[tuple[str, str, Exit | None]] = asyncio.Queue()
-        self._queues.append(queue)
-        return queue
-
-    def unsubscribe(self, queue: asyncio.Queue[tuple[str, str, Exit | None]]) -> None:
-        if queue in self._queues:
-            self._queues.remove(queue)
-
-    def _emit(self, action: str, entry: Entry, exit: Exit | None = None) -> None:
-        for queue in self._queues:
-            queue.put_nowait((action, entry.id, exit))

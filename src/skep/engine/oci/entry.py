@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,11 @@ class Entry:
         """Create has succeeded; before that it is nobody's business but the name is taken."""
         self.busy: asyncio.Future[None] | None = None
         """An operation under way: done when it is over, however it ended."""
+        self.next: deque[Callable[[], None]] = deque()
+        """What begins when that is over, before whoever else waits for it."""
         self.ended = asyncio.Event()
+        self.paused = False
+        """As the kernel says."""
         self.ready = False
         """The bundle is complete and the root file system mounted."""
         self.pidfd = -1
@@ -57,10 +62,12 @@ class Entry:
             started_at=stored.started_at,
             pid=stored.pid if running else 0,
             exit=stored.exit,
+            paused=running and self.paused,
         )
 
     def end(self, exit: Exit) -> None:
         self.change(exit=exit)
+        self.paused = False
         self.ended.set()
         for wake in list(self.wakers):
             wake()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from contextlib import suppress
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,6 +17,7 @@ from skep.engine.oci import bundle, conmon, kernel
 from skep.engine.oci.bundle import Folders, Stored
 from skep.errors import SkepError
 
+_PATIENCE = 10.0
 Launched = tuple[Stored, list[socket.socket]]
 
 
@@ -59,23 +62,34 @@ def running(stored: Stored, pids: conmon.Launched, now: int, runtime: str) -> St
     )
 
 
-def find(folders: Folders, clock: Clock) -> list[tuple[Stored, bool]]:
-    """What is there, oldest first, and whether its root is mounted. What a crash left is removed, or taken for what it has become."""
+class Found(NamedTuple):
+    stored: Stored
+    mounted: bool
+    """Its root file system."""
+    unfinished: bool
+    """A start was under way and has been stopped: what the runtime has of it is to be deleted."""
+
+
+def find(folders: Folders, clock: Clock) -> list[Found]:
+    """What is there, oldest first. What a crash left is removed, or taken for what it has become."""
     found = []
     boot = kernel.boot_id()
+    starting = _starting(folders)
     for id in sorted(os.listdir(folders.data / "containers")):
         stored = bundle.load(folders, id)
         if stored is None:
+            _stop_start(folders, id, starting)
             bundle.remove(folders, id)
             continue
         now = _as_it_is(folders, stored, boot, clock.now())
+        unfinished = now is stored and not (stored.started_at and stored.exit is None) and _stop_start(folders, id, starting)
         if now is not stored:
             bundle.append(folders, now)
-        found.append(now)
+        found.append(Found(now, os.path.ismount(folders.rootfs(id)), unfinished))
     for leftover in (folders.run / "x").iterdir():
         bundle.remove_tree(leftover)
-    found.sort(key=lambda stored: stored.created_at)
-    return [(stored, os.path.ismount(folders.rootfs(stored.config.id))) for stored in found]
+    found.sort(key=lambda one: one.stored.created_at)
+    return found
 
 
 def _as_it_is(folders: Folders, stored: Stored, boot: str, now: int) -> Stored:
@@ -85,15 +99,44 @@ def _as_it_is(folders: Folders, stored: Stored, boot: str, now: int) -> Stored:
             return stored
         lost = Exit(code=0, at=now, known=False, error="the host was started anew; the exit code is not known")
         return msgspec.structs.replace(stored, exit=lost)
-    # a start may have been under way when we were killed: its process runs, or waits for a go that will not come
+    # a start may have been under way when we were killed, and got as far as letting it go
     pids = conmon.pids(folders.bundle(id))
-    if not _belongs(pids.pid, id):
-        return stored
-    if (folders.state / id / "exec.fifo").exists():
-        with suppress(ProcessLookupError):
-            os.kill(pids.pid, signal.SIGKILL)
-        return stored
-    return running(stored, pids, now, stored.runtime)
+    if _belongs(pids.pid, id) and not (folders.state / id / "exec.fifo").exists():
+        return running(stored, pids, now, stored.runtime)
+    return stored
+
+
+def _starting(folders: Folders) -> dict[str, set[int]]:
+    """Container -> processes that name its bundle: conmon, and the runtime until it has become the container's first process."""
+    prefix = f"{folders.run}/c/".encode()
+    found: dict[str, set[int]] = {}
+    for pid in os.listdir("/proc"):
+        if not pid.isdigit():
+            continue
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+        except OSError:
+            continue
+        for word in words:
+            if word.startswith(prefix):
+                found.setdefault(word[len(prefix) :].split(b"/")[0].decode("ascii", "replace"), set()).add(int(pid))
+    return found
+
+
+def _stop_start(folders: Folders, id: str, starting: dict[str, set[int]]) -> bool:
+    """Nobody will ever let this one go: its conmon, the runtime at work for it and what waits for the go are killed."""
+    stopped = False
+    end = time.monotonic() + _PATIENCE
+    while (pids := starting.get(id)) and time.monotonic() < end:
+        stopped = True
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        while any(kernel.start_ticks(pid) for pid in pids) and time.monotonic() < end:
+            time.sleep(0.002)
+        starting = _starting(folders)  # what one of them has started meanwhile
+    return stopped
 
 
 def _belongs(pid: int, id: str) -> bool:

@@ -81,6 +81,8 @@ class Operations:
                 failed(error)
                 result.set_exception(error)
                 result.exception()  # nobody may be waiting any more
+            while entry.next and entry.busy is None:
+                entry.next.popleft()()
             over.set_result(None)
 
         self.loop.run_in_executor(pool, work).add_done_callback(finished)

@@ -201,6 +201,34 @@ def resources(limits: Limits, host: Host, privileged: bool = False) -> dict[str,
     return out
 
 
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """Of limits while a container runs."""
+
+    resources: dict[str, Any]
+    """For the runtime's `update`."""
+    released: tuple[str, ...]
+    """Names in `cgroups.RELEASED` of what had a limit and has none any more."""
+
+
+def change_of(old: Limits, new: Limits, host: Host) -> Change:
+    wanted = resources(new, host)
+    del wanted["devices"]
+    memory, cpu = wanted.get("memory", {}), wanted.get("cpu", {})
+    released = {
+        "swap": old.memory and "swap" not in memory,
+        "memory": old.memory and not new.memory,
+        "reservation": old.memory_reservation and not new.memory_reservation,
+        "quota": (old.nano_cpus or old.cpu_quota) and "quota" not in cpu,
+        "shares": old.cpu_shares and not new.cpu_shares,
+        "pids": old.pids > 0 and new.pids <= 0,
+    }
+    return Change(resources=wanted, released=tuple(name for name, free in released.items() if free))
+
+
+def cgroup_path(config: ContainerConfig, parent: str) -> str:
+    return f"/{(config.cgroup_parent or parent).strip('/')}/{config.id}"
+
+
 def mounts(config: ContainerConfig, paths: Paths, host: Host) -> list[dict[str, Any]]:
     """The runtime's mounts, ours, then the user's, parents before what lies in them. A user's mount takes the place of ours."""
     access = "rw" if config.privileged else "ro"

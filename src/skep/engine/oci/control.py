@@ -1,0 +1,199 @@
+"""A container's life after its start: signals, stop, pause, and what may be changed of it while it runs.
+
+A signal for a paused container lets it go on where Docker does: for SIGKILL, and for what would stop it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal as signals
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from skep.engine.base import ContainerConfig, Exit, Limits
+from skep.engine.oci import bundle, conmon, spec
+from skep.engine.oci.core import Core
+from skep.engine.oci.entry import Entry
+from skep.engine.oci.signals import signal_number
+from skep.errors import Conflict, Invalid, SkepError
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", re.ASCII)
+
+
+class Control(Core):
+    async def _settle_start(self, entry: Entry) -> None:
+        """A pause or a change of a running container is settled too: it comes before what is asked now."""
+        if entry.busy is not None:
+            await self._operations.settle(entry)
+
+    # signals
+
+    async def kill(self, id: str, signal: str = "SIGKILL") -> None:
+        entry = self._entry(id)
+        number = signal_number(signal)
+        await self._settle_start(entry)
+        if not entry.running:
+            raise Conflict(f"cannot kill container: {id}: container {entry.id} is not running")
+        await self._signal(entry, number)
+
+    async def _signal(self, entry: Entry, number: int) -> None:
+        if entry.pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signals.pidfd_send_signal(entry.pidfd, number)
+        if entry.paused and _ends(entry.stored.config, number):
+            await self._loop.run_in_executor(self._operations.outside, self._groups(entry).thaw)
+            if entry.paused:
+                entry.paused = False
+                self._emit("unpause", entry)
+
+    async def stop(self, id: str, *, signal: str = "", grace: int = 0) -> Exit:
+        entry = self._entry(id)
+        number = signal_number(signal or entry.stored.config.stop_signal or "SIGTERM")
+        await self._settle_start(entry)
+        if entry.running:
+            await self._signal(entry, number)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(grace, 0) / 1e9):
+                    await entry.ended.wait()
+            if not entry.ended.is_set():
+                await self._signal(entry, signals.SIGKILL)
+                await entry.ended.wait()
+        return entry.stored.exit or Exit(code=0, at=entry.stored.created_at, known=False)
+
+    async def wait(self, id: str) -> Exit:
+        entry = self._entry(id)
+        await entry.ended.wait()
+        return entry.stored.exit or Exit(code=0, at=self._clock.now(), known=False, error="the container was removed")
+
+    # pause
+
+    async def pause(self, id: str) -> None:
+        entry = self._entry(id)
+        await self._settle_start(entry)
+        if not entry.running:
+            raise Conflict(f"container {entry.id} is not running")
+        if entry.paused:
+            raise Conflict(f"Container {entry.id} is already paused")
+        groups = self._groups(entry)
+
+        def work() -> None:
+            try:
+                groups.freeze()
+            except SkepError as error:
+                raise SkepError(f"Cannot pause container {entry.id}: {error.text}") from None
+
+        def apply(_: None) -> None:
+            if entry.running:
+                entry.paused = True
+                self._emit("pause", entry)
+
+        await self._operations.run(entry, self._operations.outside, work, apply)
+
+    async def unpause(self, id: str) -> None:
+        entry = self._entry(id)
+        await self._settle_start(entry)
+        if not entry.paused:
+            raise SkepError(f"Container {entry.id} is not paused")
+
+        def apply(_: None) -> None:
+            if entry.paused:
+                entry.paused = False
+                self._emit("unpause", entry)
+
+        await self._operations.run(entry, self._operations.outside, self._groups(entry).thaw, apply)
+
+    # changes
+
+    def _free_name(self, name: str, entry: Entry | None = None) -> str:
+        """The container that holds it, if that is not `entry`; raises Invalid for what is no name."""
+        if not _NAME.fullmatch(name):
+            raise Invalid(f"Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
+        holder = self._names.get(name, "")
+        return "" if entry is not None and holder == entry.id else holder
+
+    async def amend(
+        self,
+        id: str,
+        *,
+        name: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+        limits: Limits | None = None,
+        hosts: Sequence[str] | None = None,
+        resolv_conf: str | None = None,
+        netns: str | None = None,
+    ) -> None:
+        entry = self._entry(id)
+        await self._settle_start(entry)
+        old = entry.stored.config
+        fields: dict[str, Any] = {"name": name, "extra": None if extra is None else dict(extra), "limits": limits, "netns": netns}
+        fields |= {"hosts": None if hosts is None else tuple(hosts), "resolv_conf": resolv_conf}
+        new = msgspec.structs.replace(old, **{field: value for field, value in fields.items() if value is not None})
+        if new == old:
+            return
+        if new.name != old.name:
+            if holder := self._free_name(new.name, entry):
+                raise in_use(new.name, holder)
+            self._names[new.name] = entry.id
+        running = entry.running
+
+        def work() -> None:
+            if new.limits != old.limits:
+                wanted = spec.change_of(old.limits, new.limits, self._host)
+                if running:
+                    self._update_kernel(entry, wanted, spec.change_of(new.limits, old.limits, self._host))
+            bundle.amend(self._folders, msgspec.structs.replace(entry.stored, config=new))
+            if entry.ready:
+                bundle.write_etc(self._folders, new)
+
+        def apply(_: None) -> None:
+            entry.change(config=new)
+            if new.name != old.name:
+                self._names.pop(old.name, None)
+            if not entry.running:
+                entry.ready = entry.ready and new.limits == old.limits and new.netns == old.netns
+
+        def failed(_: BaseException) -> None:
+            if new.name != old.name:
+                self._names.pop(new.name, None)
+
+        await self._operations.run(entry, self._operations.inside, work, apply, failed)
+
+    def _update_kernel(self, entry: Entry, wanted: spec.Change, before: spec.Change) -> None:
+        """All of it or, as far as the kernel lets us, nothing."""
+        try:
+            self._update(entry, wanted)
+        except (SkepError, OSError) as error:
+            with suppress(SkepError, OSError):
+                self._update(entry, before)
+            reason = error.text.removeprefix("OCI runtime create failed: ") if isinstance(error, SkepError) else str(error.strerror)
+            raise SkepError(f"Cannot update container {entry.id}: {reason}") from None
+
+    def _update(self, entry: Entry, change: spec.Change) -> None:
+        """What is to be unlimited is written by us: crun 1.8 writes numbers that the kernel refuses."""
+        self._groups(entry).release(change.released)
+        if not change.resources:
+            return
+        file = self._folders.bundle(entry.id) / "update.json"
+        file.write_bytes(msgspec.json.encode(change.resources))
+        try:
+            conmon.run(self._places, "update", "--resources", str(file), entry.id)
+        finally:
+            file.unlink(missing_ok=True)
+
+
+def in_use(name: str, holder: str) -> Conflict:
+    return Conflict(
+        f'Conflict. The container name "/{name}" is already in use by container "{holder}". '
+        "You have to remove (or rename) that container to be able to reuse that name."
+    )
+
+
+def _ends(config: ContainerConfig, number: int) -> bool:
+    """Docker: SIGKILL always; any signal where the image names no stop signal of its own; else only that one."""
+    if number == signals.SIGKILL or config.stop_signal in ("", "SIGTERM"):
+        return True
+    return number == signal_number(config.stop_signal)
