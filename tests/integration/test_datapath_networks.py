@@ -13,9 +13,8 @@ import pytest
 from netlab import Lab, Node, apply_all, ask, ask_udp, attach, bound, endpoint, lab, network, ping, service, snapshot, within
 
 from skep.datapath import netlink, netns
-from skep.datapath.base import Place
+from skep.datapath.base import HostPort, Place
 from skep.errors import Conflict, Invalid, NotFound, SkepError
-from skep.model.spec import PortConfig
 
 pytestmark = pytest.mark.root
 CLIENT = "192.168.77.99"
@@ -211,8 +210,8 @@ def test_bad_input(alone: tuple[Lab, Node]) -> None:
 # -- ports of one node
 
 
-def host_port(target: int, published: int = 0, protocol: str = "tcp") -> PortConfig:
-    return PortConfig(target_port=target, published_port=published, protocol=protocol, publish_mode="host")
+def host_port(target: int, published: int = 0, protocol: str = "tcp") -> HostPort:
+    return HostPort(target=target, published=published, protocol=protocol)
 
 
 def test_ports_in_host_mode(alone: tuple[Lab, Node]) -> None:
@@ -220,14 +219,14 @@ def test_ports_in_host_mode(alone: tuple[Lab, Node]) -> None:
     for last in (5, 6):
         it.serve(node.sandbox(attach(node, f"10.0.0.{last}")), 80, f"c{last}")
     given = node.run(node.datapath.publish("10-0-0-5", "10.0.0.5", (host_port(80, 8080), host_port(80), host_port(53, 8053, "udp"))))
-    assert [p.published_port for p in given[::2]] == [8080, 8053]
-    assert 32768 <= given[1].published_port < 61000
+    assert [p.published for p in given[::2]] == [8080, 8053]
+    assert 32768 <= given[1].published < 61000
     again = node.run(node.datapath.publish("10-0-0-5", "10.0.0.5", (host_port(80, 8080), host_port(53, 8053, "udp"))))
     assert again == (given[0], given[2])
     assert ask(it.client, node.address, 8080) == ("c5", CLIENT)
     assert ask(node.path, "127.0.0.1", 8080)[0] == "c5"
     with pytest.raises(ConnectionRefusedError):
-        ask(it.client, node.address, given[1].published_port)
+        ask(it.client, node.address, given[1].published)
     with pytest.raises(Conflict, match=r"^Bind for 0.0.0.0:8080 failed: port is already allocated$"):
         node.run(node.datapath.publish("10-0-0-6", "10.0.0.6", (host_port(80, 8080),)))
     with pytest.raises(NotFound, match="No such sandbox: nobody"):

@@ -10,7 +10,7 @@ from test_desired import HERE, INGRESS, OVERLAY, discovery, endpoint, peer, plac
 
 from skep.datapath.base import Snapshot
 from skep.datapath.desired import LocalPort, Wanted, desired
-from skep.datapath.diff import FIXED_CHAINS, SETS, Change, diff, key
+from skep.datapath.diff import FIXED_CHAINS, MAPS, SETS, Change, diff, key
 from skep.datapath.facts import HOST, MAIN, ROUTER, Address, Chain, Element, Fact, Forwarding, Group, Neighbour, Route, Rule, Vxlan
 from skep.model.spec import PortConfig
 
@@ -58,7 +58,7 @@ class Model:
             verb, name = " ".join(words[:2]), words[4]
             rest = words[5] if len(words) > 5 else ""
             if verb in ("flush map", "flush set"):
-                assert (verb == "flush map") == ((where, name) in {(ROUTER, n) for n in ("ways", "pub", "hostpub", "vip", "self")})
+                assert (verb == "flush map") == ((where, name) in MAPS)
                 sets[name].clear()
             elif verb == "add chain":
                 chains.setdefault(name, [])

@@ -46,6 +46,8 @@ class LocalNetwork(msgspec.Struct, frozen=True, kw_only=True):
     """0: the underlay's."""
     resolves: bool = True
     """Containers find each other by name. Not on the predefined `bridge`, as in Docker."""
+    name: str = ""
+    """Its name: a container is found as CONTAINER.NETWORK too, and an address is given that name in reverse."""
 
 
 class LocalName(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +96,13 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     """With prefix length: `10.0.0.5/24`."""
     gateway: str = ""
-    """Empty: the network's, as the last snapshot has it."""
+    """Empty: the network's, as the last snapshot (or the local state) has it."""
+    mac: str = ""
+    """Empty: made of the address."""
+    network_name: str = ""
+    """Empty: as the last snapshot (or the local state) has it."""
+    priority: int = 0
+    """The container's default route is that of the highest, then of the first network by name; never an internal one."""
 
 
 class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,6 +193,10 @@ class Names(Protocol):
 
     async def serve(self, sandbox: Sandbox, networks: tuple[str, ...], resolving: Resolving) -> None:
         """Answer in this sandbox, which is on these networks (ids; names are looked up in this order). Again: replace."""
+        ...
+
+    async def withdraw(self, sandbox_id: str, network_id: str) -> None:
+        """The sandbox is no longer on that network. Idempotent, and fine for one that is not served."""
         ...
 
     async def forget(self, sandbox_id: str) -> None: ...

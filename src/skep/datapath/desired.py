@@ -60,6 +60,7 @@ class LocalPlace(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int = 0
     internal: bool = False
     """A network without a way out: no default route."""
+    network_name: str = ""
 
 
 class LocalPort(msgspec.Struct, frozen=True, kw_only=True):
@@ -305,6 +306,8 @@ def balance(protocol: str, addresses: list[str], port: int) -> tuple[str, ...]:
 def local_port_facts(ports: Iterable[LocalPort]) -> set[Fact]:
     facts: set[Fact] = set()
     for p in ports:
+        if p.at:
+            continue
         key, name = f"{p.protocol} . {p.port}", port_chain("h", p.protocol, p.port)
         facts.add(Element(HOST, "pub", key))
         facts.add(Chain(ROUTER, name, balance(p.protocol, [p.address], p.target)))

@@ -11,14 +11,29 @@ from collections.abc import Iterable, Set
 import msgspec
 
 from skep.datapath.desired import Wanted
-from skep.datapath.facts import HOST, ROUTER, Address, Chain, Element, Fact, Forwarding, Group, Neighbour, Route, Rule, Vxlan
+from skep.datapath.facts import HOST, ROUTER, Address, Chain, Element, Fact, Forwarding, Group, HostRoute, Neighbour, Route, Rule, Vxlan
 
-SETS = {ROUTER: ("samenet", "egress", "ovl", "mesh", "ways", "pub", "hostpub", "own", "vip", "self"), HOST: ("pub",)}
+LOCAL = ("bridges", "gateways", "asis", "here", "hostat", "open")
+SETS = {
+    ROUTER: ("samenet", "egress", "ovl", "mesh", "ways", "pub", "hostpub", "own", "vip", "self", *LOCAL),
+    HOST: ("pub", "guard", "atpub", "at"),
+}
 """Sets and maps that only facts fill. `dead` has timeouts of its own."""
-MAPS = frozenset({(ROUTER, "ways"), (ROUTER, "pub"), (ROUTER, "hostpub"), (ROUTER, "vip"), (ROUTER, "self")})
+MAPS = frozenset(
+    {
+        (ROUTER, "ways"),
+        (ROUTER, "pub"),
+        (ROUTER, "hostpub"),
+        (ROUTER, "vip"),
+        (ROUTER, "self"),
+        (ROUTER, "gateways"),
+        (ROUTER, "hostat"),
+        (HOST, "at"),
+    }
+)
 FIXED_CHAINS = frozenset({"ports"})
 """Chains with a body of ours that the fixed rules jump to: they are emptied, never deleted."""
-_ORDER: tuple[type[Fact], ...] = (Vxlan, Group, Address, Neighbour, Forwarding, Route, Rule)
+_ORDER: tuple[type[Fact], ...] = (Vxlan, Group, Address, Neighbour, Forwarding, Route, HostRoute, Rule)
 _RANK = {kind: i for i, kind in enumerate(_ORDER)}
 _LINKED = (Address, Neighbour, Forwarding, Route)
 

@@ -70,6 +70,12 @@ class Route(Fact, frozen=True, gc=False):
     link: str
 
 
+class HostRoute(Fact, frozen=True, gc=False):
+    """In the node's own namespace: the way to `destination` (with prefix length) is the router."""
+
+    destination: str
+
+
 class Rule(Fact, frozen=True, gc=False):
     mark: int
     table: int

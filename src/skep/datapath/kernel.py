@@ -11,7 +11,7 @@ from skep.datapath import netlink, netns
 from skep.datapath.conntrack import forget_udp
 from skep.datapath.desired import Wanted
 from skep.datapath.diff import Change
-from skep.datapath.facts import KEPT, MAIN, UPLINK_GROUP, WAYS, Address, Fact, Forwarding, Group, Neighbour, Route, Rule, Vxlan
+from skep.datapath.facts import KEPT, MAIN, UPLINK_GROUP, WAYS, Address, Fact, Forwarding, Group, HostRoute, Neighbour, Route, Rule, Vxlan
 from skep.datapath.router import NOT_FOR_CONTAINERS, Router
 from skep.errors import SkepError
 
@@ -45,16 +45,20 @@ class Kernel:
         for fact in change.add:
             if isinstance(fact, Vxlan):
                 self._add_vxlan(fact)
-        router.net.send([self._message(f) for f in change.add if not isinstance(f, Vxlan)])
+        router.net.send([self._message(f) for f in change.add if not isinstance(f, Vxlan | HostRoute)])
+        router.host.send([self._host_route(f) for f in change.add if isinstance(f, HostRoute)])
         if change.router:
             router.net_rules.run(change.router)
         if change.host:
             router.host_rules.run(change.host)
-        router.net.send([self._message(f, delete=True) for f in change.remove if not isinstance(f, Vxlan)])
+        router.host.send([self._host_route(f, delete=True) for f in change.remove if isinstance(f, HostRoute)])
+        router.net.send([self._message(f, delete=True) for f in change.remove if not isinstance(f, Vxlan | HostRoute)])
         self._delete_links(f.link for f in change.remove if isinstance(f, Vxlan))
         if change.forget:
             with netns.entered(router.fd):
                 forget_udp(change.forget)
+            # a port at one address is translated by the host itself
+            forget_udp(change.forget)
 
     def _delete_links(self, links: Iterable[str]) -> None:
         for link in links:
@@ -102,6 +106,17 @@ class Kernel:
             return netlink.set_link(self.index(fact.link), f"{fact.link} group {fact.group}", group=fact.group)
         raise TypeError(f"no netlink message for {fact}")
 
+    def _host_route(self, fact: HostRoute, *, delete: bool = False) -> netlink.Message:
+        """Never in the place of a route that somebody else has laid."""
+        router = self._router
+        index = router.host.index(router.link)
+        destination, _, prefix = fact.destination.partition("/")
+        return netlink.route(destination, int(prefix), index=index, via=router.address, delete=delete, replace=False)
+
+    def host_addresses(self) -> list[str]:
+        """Of the node itself, where others reach it."""
+        return sorted({a.address for a in self._router.host.addresses() if not a.address.startswith("127.")})
+
     def _index_or_none(self, link: str, delete: bool) -> int:
         """What is to go may have gone with its link: an index that no link has makes the kernel say so, and that is fine."""
         if not delete:
@@ -139,6 +154,10 @@ class Kernel:
             if n.permanent and n.device in overlays:
                 facts.add(Forwarding(names[n.device], n.lladdr, n.to))
         facts |= {Rule(r.mark, r.table) for r in net.rules()}
+        here = self._router.host.index(self._router.link)
+        for r in self._router.host.routes():
+            if r.protocol == netlink.PROTOCOL and r.device == here and r.table == MAIN:
+                facts.add(HostRoute(f"{r.destination}/{r.prefix}"))
         return Wanted(frozenset(facts), frozenset(present))
 
     def port_chains(self) -> list[str]:

@@ -157,9 +157,17 @@ def address(index: int, value: str, prefix: int, *, delete: bool = False, what: 
 
 
 def route(
-    destination: str, prefix: int, *, index: int, via: str = "", table: int = MAIN_TABLE, source: str = "", delete: bool = False
+    destination: str,
+    prefix: int,
+    *,
+    index: int,
+    via: str = "",
+    table: int = MAIN_TABLE,
+    source: str = "",
+    delete: bool = False,
+    replace: bool = True,
 ) -> Message:
-    """`via` is always onlink: link addresses of peers are in no subnet."""
+    """`via` is always onlink: link addresses of peers are in no subnet. Without `replace` a route that is there stays."""
     scope = 0 if via else 253
     flags = 4 if via else 0
     small = table if table < 256 else 0
@@ -169,6 +177,8 @@ def route(
     verb = f"route {'del' if delete else 'replace'} {destination}/{prefix}" + (f" via {via}" if via else "") + f" table {table}"
     if delete:
         return Message(DELROUTE, REQUEST | ACK, body, verb, (errno.ESRCH, errno.ENODEV))
+    if not replace:
+        return Message(NEWROUTE, REQUEST | ACK | CREATE | EXCL, body, verb, (errno.EEXIST,))
     return Message(NEWROUTE, REQUEST | ACK | CREATE | REPLACE, body, verb)
 
 

@@ -8,11 +8,9 @@ mends what differs. Between a start and the first `apply` nothing of the cluster
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import shutil
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -20,46 +18,45 @@ from typing import TypeVar
 import msgspec
 
 from skep.clock import MINUTE, Clock
-from skep.datapath import netns
-from skep.datapath.base import Place, Sandbox, Snapshot
-from skep.datapath.desired import OVERHEAD, Here, LocalPort, Wanted, desired, is_ipv4, local_port_facts, place_facts, usable, vni_of
+from skep.datapath import local, netns, ports
+from skep.datapath.base import HostPort, LocalState, Place, Resolving, Sandbox, Snapshot
+from skep.datapath.desired import OVERHEAD, Here, LocalPlace, LocalPort, Wanted, desired, is_ipv4, place_facts, usable, vni_of
 from skep.datapath.diff import diff
-from skep.datapath.facts import KEPT, PROTOCOLS, Group
+from skep.datapath.facts import KEPT, Group
 from skep.datapath.kernel import Kernel
 from skep.datapath.router import Router
-from skep.datapath.sandbox import Record, Sandboxes
+from skep.datapath.sandbox import Net, Record, Sandboxes
 from skep.errors import Conflict, Invalid, NotFound
-from skep.model.spec import PortConfig
 
 log = logging.getLogger(__name__)
 COMPARE_EVERY = 5 * MINUTE
-HOST_PORTS = range(32768, 61000)
-"""Where a host-mode port without a number comes from, as Docker's."""
 T = TypeVar("T")
 
 
 class KernelDatapath:
     """`name` tells instances on one host apart (link and table names follow from it); `run_root` holds pins and records and must not
-    outlive a reboot; `node_address` is the address the overlays use (empty: what the cluster says of this node). `aside`: stay clear of
-    the host's forwarding, for hosts whose FORWARD chain drops (docs/network.md has its limits)."""
+    outlive a reboot; `node_address` is the address the overlays use until `join` names one (empty: what the cluster says of this node).
+    `aside`: stay clear of the host's forwarding, for hosts whose FORWARD chain drops (docs/network.md has its limits)."""
 
     def __init__(
-        self, name: str, run_root: Path, node_address: str, *, clock: Clock, uplink: str = "172.31.255.0/30", aside: bool = False
+        self, name: str, run_root: Path, node_address: str = "", *, clock: Clock, uplink: str = "172.31.255.0/30", aside: bool = False
     ) -> None:
-        if node_address and not is_ipv4(node_address):
-            raise Invalid(f"data path address {node_address}: IPv6 is not supported by this data path yet")
-        self._clock, self._address = clock, node_address
+        self._clock, self._address = clock, _checked(node_address)
         self._router = Router(name, run_root, uplink=uplink, aside=aside)
         self._kernel = Kernel(self._router)
         self._sandboxes = Sandboxes(self._router)
         self._thread: ThreadPoolExecutor | None = None
         self._snapshot: Snapshot | None = None
+        self._local = LocalState()
+        self._local_file, self._member_file = run_root / "local.json", run_root / "member"
         self._applied = Wanted()
         self._dead: set[str] = set()
         """Addresses we have declared dead since the last comparison; the kernel may have let them go since."""
         self._trusted = False
+        self._member = False
+        """Whether a cluster tells of its part: until it has, nothing of that is touched."""
         self._compared_at = 0
-        self._next_port = HOST_PORTS.start
+        self._allotment = ports.Allotment(self._bindable)
         self._mtu = 1500
 
     async def _run(self, call: Callable[[], T]) -> T:
@@ -81,8 +78,22 @@ class KernelDatapath:
         await self._run(self._destroy)
         self._end_thread()
 
-    async def attach(self, sandbox_id: str, places: tuple[Place, ...], sysctls: Mapping[str, str] | None = None) -> Sandbox:
+    async def join(self, address: str) -> None:
+        await self._run(lambda: self._join(_checked(address)))
+
+    async def leave(self) -> None:
+        await self._run(self._leave)
+
+    async def attach(
+        self, sandbox_id: str, places: tuple[Place, ...], sysctls: Mapping[str, str] | None = None, resolving: Resolving | None = None
+    ) -> Sandbox:
         return await self._run(lambda: self._attach(sandbox_id, places, sysctls))
+
+    async def connect(self, sandbox_id: str, place: Place, resolving: Resolving | None = None) -> None:
+        await self._run(lambda: self._connect(sandbox_id, place))
+
+    async def disconnect(self, sandbox_id: str, network_id: str) -> None:
+        await self._run(lambda: self._disconnect(sandbox_id, network_id))
 
     async def detach(self, sandbox_id: str) -> None:
         await self._run(lambda: self._detach(sandbox_id))
@@ -90,7 +101,14 @@ class KernelDatapath:
     async def sandboxes(self) -> list[str]:
         return await self._run(lambda: sorted(self._sandboxes.records))
 
-    async def publish(self, sandbox_id: str, address: str, ports: tuple[PortConfig, ...]) -> tuple[PortConfig, ...]:
+    def networks_of(self, sandbox_id: str) -> tuple[str, ...]:
+        record = self._sandboxes.records.get(sandbox_id)
+        return tuple(p.network_id for p in record.places) if record is not None else ()
+
+    def path_of(self, sandbox_id: str) -> str:
+        return str(self._sandboxes.path(sandbox_id))
+
+    async def publish(self, sandbox_id: str, address: str, ports: tuple[HostPort, ...]) -> tuple[HostPort, ...]:
         return await self._run(lambda: self._publish(sandbox_id, address, ports))
 
     async def unpublish(self, sandbox_id: str) -> None:
@@ -98,6 +116,12 @@ class KernelDatapath:
 
     async def apply(self, snapshot: Snapshot) -> None:
         await self._run(lambda: self._apply(snapshot))
+
+    async def apply_local(self, state: LocalState) -> None:
+        await self._run(lambda: self._apply_local(state))
+
+    async def compare(self) -> list[str]:
+        return await self._run(self._compare_now)
 
     # -- in the thread
 
@@ -110,11 +134,23 @@ class KernelDatapath:
         if not self._router.is_open:
             self._router.open()
         self._mtu = self._router.underlay_mtu(self._address)
+        self._local = _read_local(self._local_file)
+        self._member = self._member_file.exists()
         self._sandboxes.load()
-        # until the first snapshot we answer for our own containers only
-        facts = {f for r in self._sandboxes.records.values() for p in r.places for f in place_facts(p, p.group)}
-        self._applied = Wanted(frozenset(facts | local_port_facts(self._ports())))
-        self._snapshot, self._trusted = None, False
+        self._snapshot, self._trusted, self._applied = None, False, Wanted()
+        self._settle()
+
+    def _join(self, address: str) -> None:
+        self._address = address
+        self._mtu = self._router.underlay_mtu(address)
+        self._member_file.touch()
+        self._member = True
+
+    def _leave(self) -> None:
+        self._snapshot, self._address = None, ""
+        self._member, self._trusted = False, False
+        self._settle()
+        self._member_file.unlink(missing_ok=True)
 
     def _destroy(self) -> None:
         for folder in (self._router.pins, self._router.run_root / "places"):
@@ -124,41 +160,78 @@ class KernelDatapath:
         netns.unshare(self._router.pins)
         for folder in (self._router.pins, self._router.run_root / "places"):
             shutil.rmtree(folder, ignore_errors=True)
+        self._local_file.unlink(missing_ok=True)
+        self._member_file.unlink(missing_ok=True)
         self._sandboxes.records = {}
         self._applied, self._snapshot, self._trusted = Wanted(), None, False
+        self._local, self._member = LocalState(), False
 
     def _ports(self) -> list[LocalPort]:
         return [p for r in self._sandboxes.records.values() for p in r.ports]
 
-    def _wanted(self, snapshot: Snapshot) -> Wanted:
+    def _wanted(self) -> Wanted:
         places = [p for r in self._sandboxes.records.values() for p in r.places]
-        return desired(snapshot, Here(address=self._address, mtu=self._mtu), places, self._ports())
+        ports = self._ports()
+        wanted = desired(self._snapshot or Snapshot(), Here(address=self._address, mtu=self._mtu), places, ports)
+        facts = local.local_facts(self._local, ports, self._kernel.host_addresses())
+        datagrams = {p.address for p in ports if p.protocol == "udp"}
+        return Wanted(wanted.facts | facts, wanted.present, wanted.datagrams | datagrams)
+
+    def _settle(self) -> list[str]:
+        """Bring the kernel to what is wanted now; what was mended, where all of it was compared."""
+        now = self._clock.now()
+        if self._member and self._snapshot is None:
+            # what the cluster wants is not known yet: only what this node wants by itself is put there (again)
+            self._change(self._wanted())
+        elif not self._trusted or now - self._compared_at > COMPARE_EVERY:
+            self._compared_at = now
+            return self._compare(self._wanted())
+        else:
+            self._change(self._wanted())
+        return []
 
     def _apply(self, snapshot: Snapshot) -> None:
-        now = self._clock.now()
-        if not self._trusted or now - self._compared_at > COMPARE_EVERY:
-            self._compare(self._wanted(snapshot), snapshot, first=self._snapshot is None)
-            self._compared_at = now
-        else:
-            self._change(self._wanted(snapshot))
+        first, self._snapshot = self._snapshot is None, snapshot
+        self._trusted = self._trusted and not first
         own = next((p for p in snapshot.peers.values() if p.node_id == snapshot.node_id), None)
-        if own is not None and own.index > KEPT and self._snapshot is None:
+        if first and own is not None and own.index > KEPT:
             log.warning(
                 "this node's index is %d: clients that come in here show this node's link address to tasks elsewhere, not their own",
                 own.index,
             )
-        self._snapshot = snapshot
         self._regroup()
+        self._settle()
 
-    def _compare(self, wanted: Wanted, snapshot: Snapshot, *, first: bool) -> None:
+    def _apply_local(self, state: LocalState) -> None:
+        unmasked = next((n for n in state.networks.values() if not n.masquerade), None)
+        if unmasked is not None and self._router.aside:
+            raise Invalid(
+                f"network {unmasked.id[:12]}: without masquerading its packets need the host's forwarding, which this node stays clear of"
+            )
+        temporary = self._local_file.with_suffix(".new")
+        temporary.write_bytes(msgspec.json.encode(state))
+        temporary.replace(self._local_file)
+        self._local = state
+        self._regroup()
+        self._settle()
+
+    def _compare_now(self) -> list[str]:
+        if self._member and self._snapshot is None:
+            return []
+        self._compared_at = self._clock.now()
+        return self._compare(self._wanted())
+
+    def _compare(self, wanted: Wanted) -> list[str]:
         """Against the kernel itself. nft's sets are filled anew in one transaction; no connection notices."""
         found = self._kernel.read_back()
         change = diff(found, wanted, self._router.table, leftovers=self._kernel.port_chains())
-        if not first and self._trusted and (change.add or change.remove or change.replace):
-            log.warning("the router had lost its way: mending %s", ", ".join(map(str, [*change.replace, *change.add, *change.remove][:5])))
+        mended = [str(fact) for fact in (*change.replace, *change.add, *change.remove)] if self._trusted else []
+        if mended:
+            log.warning("the router had lost its way: mending %s", ", ".join(mended[:5]))
         self._trusted = False
         self._kernel.apply(change)
         self._applied, self._trusted, self._dead = wanted, True, set(found.present - wanted.present)
+        return mended
 
     def _change(self, wanted: Wanted) -> None:
         change = diff(self._applied, wanted, self._router.table, dead=self._dead)
@@ -172,130 +245,155 @@ class KernelDatapath:
 
     def _regroup(self) -> None:
         """Keep in the records which group each place is in: a restart must not take a container off its network."""
-        if self._snapshot is None:
-            return
-        groups = self._groups()
+        nets = self._nets()
         for record in list(self._sandboxes.records.values()):
-            if any(p.network_id in groups and p.group != groups[p.network_id] for p in record.places):
-                wired = tuple((a, msgspec.structs.replace(p, group=groups.get(p.network_id, p.group))) for a, p in record.wired)
+            if any(p.network_id in nets and p.group != nets[p.network_id].group for p in record.places):
+                wired = tuple(
+                    (a, msgspec.structs.replace(p, group=nets[p.network_id].group if p.network_id in nets else p.group))
+                    for a, p in record.wired
+                )
                 self._sandboxes.save(msgspec.structs.replace(record, wired=wired))
 
-    def _groups(self) -> dict[str, int]:
-        """Network id -> device group."""
-        if self._snapshot is None:
-            return {}
-        return {n.network.id: vni_of(n.network) for n in self._snapshot.networks.values() if usable(n.network)}
+    def _nets(self) -> dict[str, Net]:
+        """By network id."""
+        out = {
+            n.id: Net(group=n.group, mtu=n.mtu or self._mtu, internal=n.internal, gateway=n.gateway, name=n.name)
+            for n in self._local.networks.values()
+        }
+        for item in self._snapshot.networks.values() if self._snapshot is not None else ():
+            if usable(item.network):
+                gateway = next((config.gateway for config in item.network.ipam if is_ipv4(config.gateway)), "")
+                out[item.network.id] = Net(group=vni_of(item.network), mtu=self._mtu - OVERHEAD, gateway=gateway, name=item.network.name)
+        return out
 
     def _attach(self, sandbox_id: str, places: tuple[Place, ...], sysctls: Mapping[str, str] | None) -> Sandbox:
-        path = self._sandboxes.path(sandbox_id)
         if sandbox_id not in self._sandboxes.records:
-            taken = {p.address: r.id for r in self._sandboxes.records.values() for p in r.places}
-            for place in places:
-                holder = taken.get(place.address.partition("/")[0])
-                if holder:
-                    raise Conflict(f"Address already in use: {place.address} is held by {holder}")
-            places = tuple(self._with_gateway(place) for place in places)
-            record = self._sandboxes.make(sandbox_id, places, self._groups(), self._mtu - OVERHEAD, sysctls)
-            facts = {f for p in record.places for f in place_facts(p, p.group)}
-            # the links were made in their groups
-            done = {f for f in facts if isinstance(f, Group)}
-            old = self._applied
-            self._applied = Wanted(old.facts | done, old.present, old.datagrams)
+            nets = self._nets()
+            places = tuple(self._checked(place, nets) for place in places)
+            record = self._sandboxes.make(sandbox_id, places, nets, self._mtu - OVERHEAD, sysctls)
             try:
-                self._change(Wanted(old.facts | facts, old.present | {p.address for p in record.places}, old.datagrams))
+                self._let_in(record.places)
             except BaseException:
                 self._sandboxes.remove(sandbox_id)
                 raise
-        return Sandbox(id=sandbox_id, path=str(path))
+        return Sandbox(id=sandbox_id, path=self.path_of(sandbox_id))
 
-    def _with_gateway(self, place: Place) -> Place:
-        """Where none is given it is the network's own, as the cluster says."""
-        network = self._snapshot.networks.get(f"network/{place.network_id}") if self._snapshot and not place.gateway else None
-        gateway = next((config.gateway for config in network.network.ipam if is_ipv4(config.gateway)), "") if network else ""
-        return msgspec.structs.replace(place, gateway=gateway) if gateway else place
+    def _connect(self, sandbox_id: str, place: Place) -> None:
+        record = self._record(sandbox_id)
+        nets = self._nets()
+        net = nets.get(place.network_id, Net(mtu=self._mtu - OVERHEAD))
+        if place.network_id in self.networks_of(sandbox_id):
+            raise Conflict(f"endpoint with name {sandbox_id} already exists in network {net.name or place.network_id}")
+        new = self._sandboxes.connect(record, self._checked(place, nets), net)
+        try:
+            self._let_in(new.places[-1:])
+        except BaseException:
+            self._sandboxes.disconnect(new, place.network_id)
+            raise
+
+    def _disconnect(self, sandbox_id: str, network_id: str) -> None:
+        record = self._sandboxes.records.get(sandbox_id)
+        gone = [p for p in record.places if p.network_id == network_id] if record is not None else []
+        if record is None or not gone:
+            return
+        kept = tuple(p for p in record.ports if p.address not in {g.address for g in gone})
+        if kept != record.ports:
+            record = self._set_ports(record, kept)
+        self._sandboxes.disconnect(record, network_id)
+        self._let_out(gone)
+
+    def _let_in(self, places: tuple[LocalPlace, ...]) -> None:
+        facts = {f for p in places for f in place_facts(p, p.group)}
+        # the links were made in their groups
+        done = {f for f in facts if isinstance(f, Group)}
+        old = self._applied
+        self._applied = Wanted(old.facts | done, old.present, old.datagrams)
+        self._change(Wanted(old.facts | facts, old.present | {p.address for p in places}, old.datagrams))
+
+    def _let_out(self, places: Iterable[LocalPlace]) -> None:
+        """Who still talks to one of an overlay is told so by the next snapshot; its own kernel has closed its connections already."""
+        old = self._applied
+        gone = {f for p in places for f in place_facts(p, p.group)}
+        here = {p.address for p in places if p.network_id in self._local.networks}
+        self._change(Wanted(old.facts - gone, old.present - here, old.datagrams))
+        for place in places:
+            self._kernel.forget_link(place.link)
+
+    def _checked(self, place: Place, nets: Mapping[str, Net]) -> Place:
+        """With its network's gateway where none is given. Raises Conflict when somebody has its address."""
+        address = place.address.partition("/")[0]
+        holder = next((r.id for r in self._sandboxes.records.values() if address in {p.address for p in r.places}), "")
+        if holder:
+            raise Conflict(f"Address already in use: {place.address} is held by {holder}")
+        if place.gateway or place.network_id not in nets:
+            return place
+        return msgspec.structs.replace(place, gateway=nets[place.network_id].gateway)
 
     def _detach(self, sandbox_id: str) -> None:
         self._unpublish(sandbox_id)
         record = self._sandboxes.remove(sandbox_id)
-        if record is None:
-            return
-        old = self._applied
-        # who still talks to it is told so by the next snapshot; its own kernel has closed its connections already
-        gone = {f for p in record.places for f in place_facts(p, p.group)}
-        self._change(Wanted(old.facts - gone, old.present, old.datagrams))
-        for place in record.places:
-            self._kernel.forget_link(place.link)
+        if record is not None:
+            self._let_out(record.places)
 
     # -- ports published on this node
 
-    def _publish(self, sandbox_id: str, address: str, ports: tuple[PortConfig, ...]) -> tuple[PortConfig, ...]:
+    def _record(self, sandbox_id: str) -> Record:
         record = self._sandboxes.records.get(sandbox_id)
         if record is None:
             raise NotFound(f"No such sandbox: {sandbox_id}")
+        return record
+
+    def _publish(self, sandbox_id: str, address: str, wanted: tuple[HostPort, ...]) -> tuple[HostPort, ...]:
+        record = self._record(sandbox_id)
         if not is_ipv4(address):
             raise Invalid(f"address {address}: IPv6 is not supported by this data path yet")
-        taken = {(p.protocol, p.port) for p in self._ports() if p.sandbox_id != sandbox_id} | self._ingress_ports()
-        held = {(p.protocol, p.target): p.port for p in record.ports}
-        mine = {(p.protocol, p.port) for p in record.ports}
-        out, local = [], []
-        for port in ports:
-            protocol = port.protocol or "tcp"
-            if protocol not in PROTOCOLS:
-                raise Invalid(f"invalid proto: {protocol}")
-            number = port.published_port or held.get((protocol, port.target_port)) or self._free_port(protocol, taken)
-            if (protocol, number) in taken:
-                raise Conflict(f"Bind for 0.0.0.0:{number} failed: port is already allocated")
-            if (protocol, number) not in mine and not _bindable(protocol, number):
-                raise Conflict(
-                    f"failed to bind host port for 0.0.0.0:{number}:{address}:{port.target_port}/{protocol}: address already in use"
-                )
-            taken.add((protocol, number))
-            local.append(LocalPort(sandbox_id=sandbox_id, protocol=protocol, port=number, address=address, target=port.target_port))
-            out.append(msgspec.structs.replace(port, protocol=protocol, published_port=number))
-        self._set_ports(record, tuple(local))
-        return tuple(out)
+        home = local.home_of(address, self._local.networks.values())
+        if home is not None and home.internal and wanted:
+            raise Invalid(f"port {wanted[0].target} cannot be published at {address}: its network is internal")
+        others = {(p.at, p.protocol, p.port) for p in self._ports() if p.sandbox_id != sandbox_id} | self._ingress_ports()
+        given, mine = self._allotment.give(sandbox_id, address, wanted, record.ports, others)
+        self._set_ports(record, tuple(mine))
+        return tuple(given)
+
+    def _bindable(self, at: str, protocol: str, port: int) -> bool:
+        """The gateway of a network of ours is the host to its containers, but no address of the host's."""
+        return any(n.gateway == at for n in self._local.networks.values()) or ports.bindable(at, protocol, port)
 
     def _unpublish(self, sandbox_id: str) -> None:
         record = self._sandboxes.records.get(sandbox_id)
         if record is not None and record.ports:
             self._set_ports(record, ())
 
-    def _set_ports(self, record: Record, ports: tuple[LocalPort, ...]) -> None:
-        before = local_port_facts(self._ports())
-        self._sandboxes.save(msgspec.structs.replace(record, ports=ports))
-        if self._snapshot is not None:
-            self._change(self._wanted(self._snapshot))
-            return
-        old = self._applied
-        self._change(Wanted(old.facts - before | local_port_facts(self._ports()), old.present, old.datagrams))
+    def _set_ports(self, record: Record, given: tuple[LocalPort, ...]) -> Record:
+        """On failure it has what it had."""
+        new = msgspec.structs.replace(record, ports=given)
+        self._sandboxes.save(new)
+        try:
+            self._settle()
+        except BaseException:
+            self._sandboxes.save(record)
+            raise
+        return new
 
-    def _ingress_ports(self) -> set[tuple[str, int]]:
+    def _ingress_ports(self) -> set[ports.Key]:
         if self._snapshot is None:
             return set()
         services = self._snapshot.services.values()
-        return {(p.protocol or "tcp", p.published_port) for s in services for p in s.ports if p.publish_mode != "host"}
-
-    def _free_port(self, protocol: str, taken: set[tuple[str, int]]) -> int:
-        for _ in HOST_PORTS:
-            number = self._next_port
-            self._next_port = number + 1 if number + 1 in HOST_PORTS else HOST_PORTS.start
-            if (protocol, number) not in taken and _bindable(protocol, number):
-                return number
-        raise Conflict("all ports are allocated")
+        return {("", p.protocol or "tcp", p.published_port) for s in services for p in s.ports if p.publish_mode != "host"}
 
 
-def _bindable(protocol: str, port: int) -> bool:
-    """Whether no process of the host listens there: our rules would take its clients away."""
-    kind = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}.get(protocol)
-    if kind is None:
-        return True
-    with socket.socket(socket.AF_INET, kind) as probe:
-        if protocol == "tcp":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as e:
-            if e.errno == errno.EADDRINUSE:
-                return False
-            raise Conflict(f"cannot publish port {port}/{protocol}: {e.strerror}") from None
-    return True
+def _checked(address: str) -> str:
+    if address and not is_ipv4(address):
+        raise Invalid(f"data path address {address}: IPv6 is not supported by this data path yet")
+    return address
+
+
+def _read_local(file: Path) -> LocalState:
+    """As it was applied last; it is told anew soon after each start."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=LocalState)
+    except FileNotFoundError:
+        pass
+    except msgspec.MsgspecError as error:
+        log.warning("%s is left aside: %s", file, error)
+    return LocalState()

@@ -57,6 +57,11 @@ class Router:
         self.net_rules: nft.Rules
 
     @property
+    def near(self) -> str:
+        """The node's own address on the uplink."""
+        return str(ipaddress.IPv4Address(self.address) - 1)
+
+    @property
     def is_open(self) -> bool:
         return self.fd >= 0
 
@@ -87,7 +92,7 @@ class Router:
             without_ipv6()
         self._lay_uplink()
         egress = egress_ports() if self.aside else None
-        self.net_rules.run(rules.router(self.table, self.address, egress))
+        self.net_rules.run(rules.router(self.table, self.address, self.near, egress))
         with netns.entered(self.fd):
             # a packet that conntrack cannot place in its window is still the connection's: it must not leave with the wrong address
             netns.set_sysctls({"net.netfilter.nf_conntrack_tcp_be_liberal": "1"})
@@ -109,10 +114,10 @@ class Router:
         there = [a.address for a in self.net.addresses() if a.device == inside]
         if there:
             self.address = there[0]
-            near = str(ipaddress.IPv4Address(self.address) - 1)
         else:
             subnet = self._free_subnet()
-            near, self.address = str(subnet[1]), str(subnet[2])
+            self.address = str(subnet[2])
+        near = self.near
         self.host.send([netlink.address(index, near, 30, what=self.link)])
         lo = netlink.set_link(1, "lo", up=True)
         self.net.send([lo, netlink.set_link(inside, UPLINK, up=True), netlink.address(inside, self.address, 30, what=UPLINK)])

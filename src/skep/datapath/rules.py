@@ -13,6 +13,8 @@ from skep.datapath.facts import UPLINK_GROUP
 
 UPLINK = "up0"
 """The uplink's name inside the router."""
+BRIDGES = "16-4095"
+"""Groups of this node's own networks."""
 EGRESS_TCP, EGRESS_UDP, EGRESS_PING = "1d", "5m", "30s"
 
 
@@ -28,8 +30,9 @@ def tag(text: str, length: int) -> str:
     return "".join("0123456789abcdefghijklmnopqrstuv"[number >> 5 * i & 31] for i in range(length))
 
 
-def router(table: str, address: str, egress_ports: tuple[int, int] | None) -> str:
-    """In the router namespace. `egress_ports`: the host rewrites our address statelessly, so egress must keep to these source ports."""
+def router(table: str, address: str, near: str, egress_ports: tuple[int, int] | None) -> str:
+    """In the router namespace. `near`: the host's end of the uplink. `egress_ports`: the host rewrites our address statelessly, so egress
+    must keep to these source ports."""
     if egress_ports is None:
         egress = f'  oifname "{UPLINK}" masquerade'
     else:
@@ -48,6 +51,12 @@ table ip {table} {{
  set own {{ type devgroup . ipv4_addr; }}
  map vip {{ type devgroup . ipv4_addr : verdict; }}
  map self {{ type ipv4_addr . ipv4_addr : ipv4_addr; }}
+ set bridges {{ type ipv4_addr; flags interval; }}
+ map gateways {{ type ipv4_addr : ipv4_addr; flags interval; }}
+ set asis {{ type ipv4_addr; flags interval; }}
+ set here {{ type ipv4_addr; }}
+ map hostat {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
+ set open {{ type ipv4_addr . inet_proto . inet_service; }}
  chain user {{ }}
  chain ports {{ }}
 }}
@@ -56,19 +65,36 @@ table ip {table} {{
 {_fresh(table, "input", "type filter hook input priority filter; policy accept;")}
 {_fresh(table, "forward", "type filter hook forward priority filter; policy drop;")}
 {_fresh(table, "post", "type nat hook postrouting priority srcnat; policy accept;")}
+{_fresh(table, "uplink")}
+{_fresh(table, "bridged")}
 table ip {table} {{
  chain mangle {{
   iifname @mesh ct state new ip saddr != @ovl ip saddr != 169.254.0.0/16 ct mark set ether saddr map @ways
   iifname != @mesh iifgroup != {UPLINK_GROUP} ct direction reply ct mark != 0 meta mark set ct mark
  }}
  chain pre {{
-  iifname "{UPLINK}" meta l4proto . th dport vmap @hostpub
-  iifname "{UPLINK}" meta l4proto . th dport vmap @pub
+  iifname "{UPLINK}" goto uplink
+  iifgroup {BRIDGES} jump bridged
   meta l4proto {{ tcp, udp, sctp }} meta iifgroup . ip daddr vmap @vip
+ }}
+ chain uplink {{
+  ip daddr . meta l4proto . th dport vmap @hostat
+  ip daddr . meta l4proto . th dport @open accept
+  ip daddr @bridges meta iifgroup . ip daddr != @own accept
+  meta l4proto . th dport vmap @hostpub
+  meta l4proto . th dport vmap @pub
+ }}
+ chain bridged {{
+  ip daddr . meta l4proto . th dport vmap @hostat
+  ip daddr @here meta l4proto . th dport vmap @hostpub
+  meta iifgroup . ip daddr != @own return
+  meta l4proto . th dport vmap @hostpub
+  meta l4proto {{ tcp, udp, sctp }} dnat to {near}
  }}
  chain input {{
   iifname "lo" accept
   ip daddr @ovl meta iifgroup . ip daddr != @own drop
+  ip daddr @bridges meta iifgroup . ip daddr != @own drop
   ct direction original meta l4proto tcp reject with tcp reset
   ct direction original meta l4proto udp reject with icmp port-unreachable
  }}
@@ -80,20 +106,37 @@ table ip {table} {{
   ct state established,related accept
   meta iifgroup . meta oifgroup @samenet accept
   iifname "{UPLINK}" ct status dnat accept
+  iifname "{UPLINK}" ip saddr {near} oifgroup {BRIDGES} accept
+  iifname "{UPLINK}" ip daddr . meta l4proto . th dport @open accept
+  iifgroup {BRIDGES} oifname "{UPLINK}" ip daddr {near} ct status dnat accept
+  iifgroup {BRIDGES} iifgroup @egress oifname != "{UPLINK}" ct status dnat accept
+  oifname "{UPLINK}" ip daddr @bridges reject with icmp type host-unreachable
   oifname "{UPLINK}" ip daddr @ovl reject with icmp type host-unreachable
   iifgroup @egress oifname "{UPLINK}" accept
  }}
  chain post {{
+  iifgroup {BRIDGES} oifname "{UPLINK}" ip daddr {near} accept
+  oifname "{UPLINK}" ip saddr @asis accept
 {egress}
   ct status dnat snat to ip saddr . ip daddr map @self
+  ip saddr {near} snat to ip daddr map @gateways
+  oifgroup {BRIDGES} accept
   ct status dnat ip saddr != @ovl meta l4proto {{ tcp, udp }} goto ports
  }}
 }}
 """
 
 
-def _fresh(table: str, chain: str, hook: str) -> str:
-    return f"add chain ip {table} {chain} {{ {hook} }}\nflush chain ip {table} {chain}"
+def _fresh(table: str, chain: str, hook: str = "") -> str:
+    return f"add chain ip {table} {chain}" + (f" {{ {hook} }}" if hook else "") + f"\nflush chain ip {table} {chain}"
+
+
+_BOUND = """ set guard { type ipv4_addr; flags interval; }
+ set atpub { type ipv4_addr . inet_proto . inet_service; }
+ map at { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }
+"""
+"""In the host's namespace: what nobody but the host itself sends to; ports at one of its addresses."""
+_AT = "meta l4proto { tcp, udp, sctp } dnat ip to ip daddr . meta l4proto . th dport map @at"
 
 
 def host(table: str, link: str, router_address: str) -> str:
@@ -101,13 +144,21 @@ def host(table: str, link: str, router_address: str) -> str:
     return f"""
 table ip {table} {{
  set pub {{ type inet_proto . inet_service; }}
-}}
+{_BOUND}}}
+{_fresh(table, "guarded", "type filter hook prerouting priority mangle; policy accept;")}
 {_fresh(table, "pre", "type nat hook prerouting priority dstnat; policy accept;")}
 {_fresh(table, "out", "type nat hook output priority -100; policy accept;")}
 {_fresh(table, "post", "type nat hook postrouting priority srcnat; policy accept;")}
 table ip {table} {{
- chain pre {{ fib daddr type local meta l4proto . th dport @pub dnat to {router_address}; }}
- chain out {{ fib daddr type local meta l4proto . th dport @pub dnat to {router_address}; }}
+ chain guarded {{ iifname != {{ "{link}", "lo" }} ip daddr @guard ct state new,invalid,untracked drop; }}
+ chain pre {{
+  {_AT}
+  fib daddr type local meta l4proto . th dport @pub dnat to {router_address}
+ }}
+ chain out {{
+  {_AT}
+  fib daddr type local meta l4proto . th dport @pub dnat to {router_address}
+ }}
  chain post {{
   oifname "{link}" ip saddr 127.0.0.0/8 masquerade
   iifname "{link}" oifname "{link}" masquerade
@@ -131,7 +182,7 @@ def host_aside(table: str, link: str, inner: str) -> str:
     return f"""
 table ip {table} {{
  set pub {{ type inet_proto . inet_service; }}
- set out {{ type ipv4_addr . inet_proto . inet_service . inet_service; flags dynamic,timeout; size 65535; timeout 5m; }}
+{_BOUND} set out {{ type ipv4_addr . inet_proto . inet_service . inet_service; flags dynamic,timeout; size 65535; timeout 5m; }}
  set pings {{ typeof ip daddr . icmp id; flags dynamic,timeout; size 4096; timeout 30s; }}
  map addresses {{ type ifname : ipv4_addr; }}
 }}
@@ -150,14 +201,20 @@ table ip {table} {{
  }}
  chain aside {{
   iifname "{link}" fib saddr type local meta l4proto . th sport @pub dup to ip daddr drop
+  iifname "{link}" ip saddr . meta l4proto . th sport @atpub dup to ip daddr drop
   iifname "{link}" ip saddr {inner} fib daddr type unicast meta l4proto {{ tcp, udp, icmp }} goto begin
   iifname {{ "{link}", "lo" }} accept
+  ip daddr @guard drop
   fib daddr type local meta l4proto . th dport @pub {aside}
+  ip daddr . meta l4proto . th dport @atpub {aside}
   fib daddr type local icmp type echo-reply ip saddr . icmp id @pings ip daddr set {inner} {aside}
   fib daddr type local {answer} @out ip daddr set {inner} {aside}
  }}
  chain leave {{ ip saddr {inner} ip saddr set oifname map @addresses; }}
- chain out {{ fib daddr type local meta l4proto . th dport @pub dnat to {inner}; }}
+ chain out {{
+  {_AT}
+  fib daddr type local meta l4proto . th dport @pub dnat to {inner}
+ }}
  chain post {{ oifname "{link}" ip saddr 127.0.0.0/8 masquerade; }}
 }}
 """
