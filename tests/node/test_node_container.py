@@ -111,7 +111,7 @@ def test_the_rest_of_the_spec() -> None:
     assert config.ulimits == (Ulimit(name="nofile", soft=1, hard=2),)
     assert config.hosts == ("10.1.1.1\ta", "10.1.1.1\tb", "10.0.0.5\thost1-2")
     assert config.seccomp == '{"a":1}' and config.no_new_privileges
-    assert config.resolv_conf == "nameserver 1.1.1.1\nsearch x.example\noptions ndots:1\n"
+    assert config.resolv_conf == "nameserver 127.0.0.11\nsearch x.example\noptions ndots:1\n"
 
 
 def test_resolvers_of_the_host_that_a_container_can_reach() -> None:
@@ -140,7 +140,6 @@ def test_generic_resources_become_variables() -> None:
             "secret key: secrets are not available in this version of skep",
         ),
         ({"configs": (s.ConfigReference(config_id="i"),)}, "config i: configs are not available in this version of skep"),
-        ({"mounts": (s.Mount(type="volume", source="v", target="/v"),)}, "mount /v: mounts of type volume are not available"),
         ({"mounts": (s.Mount(type="image", source="v", target="/v"),)}, "mount /v: mounts of type image are not available"),
         ({"isolation": "hyperv"}, "isolation hyperv is for Windows containers"),
         ({"privileges": s.Privileges(credential_spec=s.CredentialSpec(file="x"))}, "a credential spec is for Windows containers"),

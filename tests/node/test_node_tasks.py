@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -20,6 +21,7 @@ from skep.node.base import Tasks
 from skep.node.container import NodeFacts
 from skep.node.containers import Containers
 from skep.node.tasks import TaskRuntime
+from skep.node.volumes import Volumes
 from skep.testing.fake_datapath import FakeDatapath
 from skep.testing.fake_engine import FakeEngine
 from skep.testing.jump_clock import JumpClock
@@ -141,6 +143,34 @@ def test_bind_sources(tmp_path: Path) -> None:
     play(story)
 
 
+def test_volumes_of_a_task(tmp_path: Path) -> None:
+    """Named ones stay, those that nobody named go with the task, however often it was prepared."""
+
+    async def story(w: World) -> None:
+        volumes = Volumes(tmp_path / "volumes", w.clock, random.Random(5), containers=w.engine.all)
+        w.engine.images_.remote[REFERENCE] = image(volumes=("/data", "/named"))
+        w.runtime = TaskRuntime(w.engine, w.datapath, NodeFacts(hostname="h"), w.clock, random.Random(1), volumes=volumes)
+        mounts = (
+            s.Mount(type="volume", source="keep", target="/named", volume_options=s.VolumeOptions(no_copy=True)),
+            s.Mount(type="volume", target="/own"),
+            s.Mount(type="tmpfs", target="/t"),
+        )
+        await w.runtime.prepare(item(mounts=mounts))
+        made = {m.target: m for m in w.only().config.mounts}
+        assert set(made) == {"/named", "/own", "/t", "/data"}
+        assert made["/named"].volume == "keep" and not made["/named"].copy_up
+        assert made["/own"].copy_up and os.path.isdir(made["/own"].source)
+        assert len(volumes.all()) == 3
+        await w.runtime.start(item(mounts=mounts))
+        with pytest.raises(Conflict, match="volume is in use"):
+            await volumes.remove("keep")
+        await w.runtime.shutdown(item(mounts=mounts))
+        await w.runtime.remove("tid")
+        assert [v.name for v in volumes.all()] == ["keep"]
+
+    play(story)
+
+
 def test_host_ports() -> None:
     async def story(w: World) -> None:
         given = item("a", attachments=INGRESS, endpoint=HOST_PORT)
@@ -148,12 +178,12 @@ def test_host_ports() -> None:
         await w.runtime.start(given)
         status = w.runtime.status("a")
         assert status is not None and [port.published_port for port in status.ports] == [8080]
-        with pytest.raises(Conflict, match="port 8080/tcp is already allocated"):
+        with pytest.raises(Conflict, match="Bind for 0.0.0.0:8080 failed: port is already allocated"):
             await w.runtime.prepare(item("b", attachments=INGRESS, endpoint=HOST_PORT))
         await w.runtime.shutdown(given)
         assert not w.datapath.ports
         await w.runtime.prepare(item("b", attachments=INGRESS, endpoint=HOST_PORT))
-        with pytest.raises(SkepError, match="port 8080 is published in host mode: this needs a bridge network"):
+        with pytest.raises(SkepError, match="port 8080 is published in host mode: this needs a network"):
             await w.runtime.prepare(item("c", endpoint=HOST_PORT))
 
     play(story)

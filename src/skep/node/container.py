@@ -60,8 +60,10 @@ def refuse_unsupported(item: TaskItem, spec: ContainerSpec) -> None:
     if spec.configs:
         raise _not_yet(f"config {spec.configs[0].config_name or spec.configs[0].config_id}: configs are")
     for mount in spec.mounts or ():
-        if mount.type not in ("bind", "tmpfs"):
-            raise _not_yet(f"mount {mount.target}: mounts of type {mount.type or 'volume'} are")
+        if mount.type not in ("bind", "tmpfs", "volume"):
+            raise _not_yet(f"mount {mount.target}: mounts of type {mount.type} are")
+        if mount.type != "volume":
+            mount_of(mount)
     if spec.isolation not in ("", "default"):
         raise SkepError(f"isolation {spec.isolation} is for Windows containers")
     rights = spec.privileges
@@ -97,7 +99,8 @@ def build(
     ports: tuple[PortConfig, ...],
     local: tuple[LocalEndpoint, ...] = (),
 ) -> ContainerConfig:
-    """`spec`: expanded. `ports`: host-mode ports as published. `local`: its places on this node's own networks."""
+    """All but the mounts, which only exist once its volumes do. `spec`: expanded. `ports`: host-mode ports as published. `local`: its
+    places on this node's own networks."""
     task = item.task
     driver = task.log_driver or task.spec.log_driver or facts.log_driver
     log_driver, max_size, max_files = log_options(driver)
@@ -115,7 +118,6 @@ def build(
         groups=spec.groups or (),
         hostname=hostname,
         labels=labels(item, spec, image),
-        mounts=tuple(mount_of(mount) for mount in spec.mounts or ()),
         capabilities_add=spec.capability_add or (),
         capabilities_drop=spec.capability_drop or (),
         no_new_privileges=rights is not None and rights.no_new_privileges,

@@ -7,15 +7,17 @@ carries the task's id. So a restart re-adopts by looking. See docs/engine.md.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+import posixpath
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 
 import msgspec
 
 from skep.clock import Clock
 from skep.datapath.base import Datapath, HostPort, Place, Resolving
-from skep.engine.base import Container, Engine, Exit, Image, LogRecord
+from skep.engine.base import Container, Engine, Exit, Image, LogRecord, Mount
 from skep.errors import Conflict, Invalid, NotFound, SkepError
 from skep.ids import Random, new_hex
 from skep.model import defaults
@@ -23,9 +25,21 @@ from skep.model.assignment import TaskItem
 from skep.model.spec import ContainerSpec, PortConfig
 from skep.model.task import ContainerStatus, TaskStatus
 from skep.node.base import LocalEndpoint, LocalNetworks, is_task_sandbox
-from skep.node.container import SANDBOX_SYSCTLS, TASK_ID, NodeFacts, build, expanded, healthcheck_of, own_names, refuse_unsupported
+from skep.node.container import (
+    SANDBOX_SYSCTLS,
+    TASK_ID,
+    NodeFacts,
+    build,
+    expanded,
+    healthcheck_of,
+    mount_of,
+    own_names,
+    refuse_unsupported,
+)
 from skep.node.health import Health, Probe, probe_of, watch
+from skep.node.plain_mounts import Wish, anonymous, discard, make, parse_mount
 from skep.node.timing import until_first
+from skep.node.volumes import ANONYMOUS, Volumes
 from skep.plan.workload import UNHEALTHY
 
 
@@ -43,12 +57,20 @@ class _Pull:
 
 class TaskRuntime:
     """`start_up` once after the engine's and the data path's. `facts` may be replaced when the node's change. Without `networks` a task
-    that asks for none has only loopback."""
+    that asks for none has only loopback; without `volumes` one that asks for a volume fails."""
 
     def __init__(
-        self, engine: Engine, datapath: Datapath, facts: NodeFacts, clock: Clock, rng: Random, networks: LocalNetworks | None = None
+        self,
+        engine: Engine,
+        datapath: Datapath,
+        facts: NodeFacts,
+        clock: Clock,
+        rng: Random,
+        networks: LocalNetworks | None = None,
+        volumes: Volumes | None = None,
     ) -> None:
         self._engine = engine
+        self._volumes = volumes
         self._datapath = datapath
         self._networks = networks
         self.facts = facts
@@ -95,14 +117,16 @@ class TaskRuntime:
         probe_of(spec.healthcheck, image.config.healthcheck)
         id = new_hex(self._rng)
         dry = build(item, spec, image, self.facts, id, "", ())
+        mounts = await self._mounts(item, spec, image)
         netns = ""
         ports: tuple[PortConfig, ...] = ()
         local: tuple[LocalEndpoint, ...] = ()
         if not dry.host_network:
             netns, ports, local = await self._network(item, spec)
-        config = build(item, spec, image, self.facts, id, netns, ports, local)
+        config = msgspec.structs.replace(build(item, spec, image, self.facts, id, netns, ports, local), mounts=mounts)
         try:
-            await self._engine.create(config)
+            async with self._usable(mounts):
+                await self._engine.create(config)
         except Conflict:
             # a create that was cancelled has gone on to its end: the container of this name is this task's
             there = self._engine.get(task.name)
@@ -110,6 +134,38 @@ class TaskRuntime:
                 raise
             id = there.config.id
         self._containers[task.id] = id
+
+    async def _mounts(self, item: TaskItem, spec: ContainerSpec, image: Image) -> tuple[Mount, ...]:
+        """Volumes exist when it returns. Those that nobody named, the image's among them, belong to the task and go with it: their names
+        follow from its id, so that preparing it again makes no others."""
+        wanted: list[Mount | Wish] = []
+        for mount in spec.mounts or ():
+            wanted.append(mount_of(mount) if mount.type in ("bind", "tmpfs") else parse_mount(mount))
+        taken = {posixpath.normpath(w.target if isinstance(w, Mount) else w.point.target) for w in wanted}
+        wanted += [anonymous(target) for path in image.config.volumes if (target := posixpath.normpath(path)) not in taken]
+        found = []
+        for one in wanted:
+            if isinstance(one, Mount):
+                found.append(one)
+                continue
+            if self._volumes is None:
+                raise SkepError(f"mount {one.point.target}: this node keeps no volumes")
+            if one.point.anonymous:
+                name = hashlib.sha256(f"{item.task.id}:{one.point.target}".encode()).hexdigest()
+                named = msgspec.structs.replace(one.point, name=name, anonymous=False)
+                one = msgspec.structs.replace(one, point=named, labels={**one.labels, ANONYMOUS: "", TASK_ID: item.task.id})
+            found += (await make([one], self._volumes))[1]
+        return tuple(found)
+
+    @asynccontextmanager
+    async def _usable(self, mounts: tuple[Mount, ...]) -> AsyncIterator[None]:
+        """The volumes among them are mounted, and stay, until a container has them or runs."""
+        if self._volumes is None:
+            yield
+            return
+        with self._volumes.hold(*(mount.volume for mount in mounts if mount.volume)):
+            await self._volumes.ready(mounts)
+            yield
 
     async def _image(self, reference: str, auth: str) -> Image:
         """By digest: what is here is what is meant. By tag: what the registry has now, else what is here."""
@@ -204,7 +260,8 @@ class TaskRuntime:
         id = container.config.id
         if container.exit is None and not container.running:
             try:
-                await self._engine.start(id)
+                async with self._usable(container.config.mounts):
+                    await self._engine.start(id)
             except SkepError as error:
                 raise type(error)(f"starting container failed: {error.text}") from None
         probe = self._probe(container)
@@ -238,6 +295,7 @@ class TaskRuntime:
                 raise SkepError(UNHEALTHY)
         ended = await self._engine.wait(id)
         await self._release(item.task.id)
+        await self._let_go(container)
         return ended
 
     async def shutdown(self, item: TaskItem) -> None:
@@ -247,6 +305,12 @@ class TaskRuntime:
             with suppress(NotFound):
                 await self._engine.stop(container.config.id, grace=defaults.stop_grace_period(spec))
         await self._release(item.task.id)
+        if container is not None:
+            await self._let_go(container)
+
+    async def _let_go(self, container: Container) -> None:
+        if self._volumes is not None:
+            await self._volumes.release(container.config.mounts)
 
     async def _release(self, task_id: str) -> None:
         """Its addresses and ports may be given to the next task as soon as this one has ended, so its network place goes now."""
@@ -259,10 +323,16 @@ class TaskRuntime:
 
     async def remove(self, task_id: str) -> None:
         id = self._containers.get(task_id)
+        mounts: tuple[Mount, ...] = ()
         if id is not None:
+            container = self._engine.get(id)
+            mounts = container.config.mounts if container is not None else ()
             await self._engine.remove(id, force=True)
             self._containers.pop(task_id, None)
         await self._release(task_id)
+        if self._volumes is not None:
+            await self._volumes.release(mounts)
+            await discard(self._volumes, [v.name for v in self._volumes.all() if v.anonymous and v.labels.get(TASK_ID) == task_id])
         self._health.pop(task_id, None)
 
     # reading
