@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -159,7 +158,7 @@ def test_volumes_of_a_task(tmp_path: Path) -> None:
         made = {m.target: m for m in w.only().config.mounts}
         assert set(made) == {"/named", "/own", "/t", "/data"}
         assert made["/named"].volume == "keep" and not made["/named"].copy_up
-        assert made["/own"].copy_up and os.path.isdir(made["/own"].source)
+        assert made["/own"].copy_up and made["/own"].volume
         assert len(volumes.all()) == 3
         await w.runtime.start(item(mounts=mounts))
         with pytest.raises(Conflict, match="volume is in use"):
