@@ -143,6 +143,10 @@ class KernelDatapath:
     def _join(self, address: str) -> None:
         self._address = address
         self._mtu = self._router.underlay_mtu(address)
+        self._belong()
+
+    def _belong(self) -> None:
+        """From now on, also after a restart, what is in the kernel may be the cluster's."""
         self._member_file.touch()
         self._member = True
 
@@ -191,6 +195,8 @@ class KernelDatapath:
         return []
 
     def _apply(self, snapshot: Snapshot) -> None:
+        if not self._member:
+            self._belong()
         first, self._snapshot = self._snapshot is None, snapshot
         self._trusted = self._trusted and not first
         own = next((p for p in snapshot.peers.values() if p.node_id == snapshot.node_id), None)
