@@ -35,6 +35,8 @@ from skep.engine.oci.kernel import make_shared_root
 from skep.errors import ConfigError, SkepError
 from skep.ids import new_hex
 from skep.membership import Membership
+from skep.node.bare import BareNetworks, NoAttachments
+from skep.node.base import Attachments, LocalNetworks
 from skep.node.container import NodeFacts
 from skep.node.health import Health
 from skep.node.tasks import TaskRuntime
@@ -55,6 +57,8 @@ class Node:
     host: NodeInfo
     events: LocalEvents
     volumes: Volumes
+    networks: LocalNetworks
+    attachments: Attachments
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -69,6 +73,8 @@ class Node:
         )
         self.engine = self.oci = OciEngine(self.data, self.run_root, images, self.clock, self.rng, settings.cgroup_parent, settings.runtime)
         self.volumes = Volumes(self.data / "volumes", self.clock, self.rng, containers=self.engine.all, mounts=self.run_root / "volumes")
+        self.networks = BareNetworks(settings.hostname, "skep has no networks of a single node beside bridge, host and none yet")
+        self.attachments = NoAttachments()
         self.events = self.node_events = NodeEvents(self.engine, self.clock)
         self.warnings = Warnings()
         self._tasks: TaskRuntime | None = None

@@ -20,6 +20,7 @@ from skep.model.node import Node
 from skep.model.service import Service
 from skep.model.spec import ClusterSpec, NetworkSpec, NodeSpec, ServiceSpec
 from skep.model.task import Task
+from skep.node.base import Attachments, LocalNetworks
 from skep.node.volumes import Volumes
 from skep.plan.view import View
 from skep.store.base import Watch
@@ -193,6 +194,16 @@ class Context(Protocol):
 
     @property
     def volumes(self) -> Volumes: ...
+
+    @property
+    def networks(self) -> LocalNetworks:
+        """This node's own networks."""
+        ...
+
+    @property
+    def attachments(self) -> Attachments:
+        """Places of this node's plain containers on the cluster's networks, and which of these this node knows."""
+        ...
 
     @property
     def cluster(self) -> Cluster:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from skep.clock import SECOND
@@ -72,3 +72,23 @@ def number(query: Mapping[str, str], name: str, default: int = 0) -> int:
     if not re.fullmatch(r"[+-]?[0-9]{1,10}", text):
         raise Invalid(f'strconv.Atoi: parsing "{text}": invalid syntax')
     return int(text)
+
+
+_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h)")
+_UNITS = {"ns": 1, "us": 1_000, "µs": 1_000, "μs": 1_000, "ms": 1_000_000, "s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND}
+
+
+def cutoff(values: Sequence[str], now: int) -> int:
+    """The filter `until` of the prune calls: a duration before now (`24h`, `1h30m`), or a time; ns since 1970, absent = 0.
+
+    Raises Invalid, also where it is given twice.
+    """
+    if not values:
+        return 0
+    if len(values) > 1:
+        raise Invalid("more than one until filter specified")
+    text = values[0]
+    if re.fullmatch(rf"(?:{_DURATION.pattern})+", text):
+        parts = (re.fullmatch(r"([0-9.]+)(\D+)", part) for part in _DURATION.findall(text))
+        return max(1, now - round(sum(float(part[1]) * _UNITS[part[2]] for part in parts if part is not None)))
+    return max(1, when({"until": text}, "until"))

@@ -25,6 +25,8 @@ from skep.errors import NotImplementedHere, SkepError, Unavailable
 from skep.local.hostengine import REFUSAL, HostEngine, container_id
 from skep.local.layout import layout
 from skep.local.underlay import Underlay
+from skep.node.bare import BareNetworks, NoAttachments
+from skep.node.base import Attachments, LocalNetworks
 from skep.node.volumes import Volume, Volumes
 from skep.system import SystemClock, start_logging, system_random
 
@@ -69,6 +71,8 @@ class Host:
         self.swarm: Swarm = NoSwarm()
         self.host: NodeInfo = HostInfo(engine, engine.clock, id=container_id(name, ""), root=layout(name).root)
         self.volumes: Volumes = NoVolumes(Path(layout(name).root) / "host-volumes", engine.clock, system_random(), containers=engine.all)
+        self.networks: LocalNetworks = BareNetworks(name, REFUSAL.format("networks"))
+        self.attachments: Attachments = NoAttachments()
         self.local_events = LocalEvents(engine, engine.clock)
         self.events: Events = self.local_events
 

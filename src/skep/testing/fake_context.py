@@ -23,6 +23,7 @@ from skep.model.node import NodeDescription
 from skep.model.task import Task
 from skep.node.volumes import Volumes
 from skep.store.memory import MemoryStore, NullBackend
+from skep.testing.fake_networks import FakeAttachments, FakeNetworks
 from skep.testing.scripted_engine import MemoryEngine
 
 INACTIVE = 'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.'
@@ -144,6 +145,8 @@ class FakeContext:
         self.swarm = FakeSwarm(self, address)
         self.host = HostInfo(self.engine, clock, id="512b337a-57c8-4520-8a59-1960625a53e7", root="/var/lib/skep", hostname="node-1")
         self.volumes = Volumes(volumes or Path("/proc/nowhere/volumes"), clock, rng, containers=self.engine.all)
+        self.networks = FakeNetworks(clock, rng)
+        self.attachments = FakeAttachments()
         self.events = LocalEvents(self.engine, clock)
         self.control: Control | None = None
         self.store: MemoryStore | None = None

@@ -1,52 +1,41 @@
-"""`/networks…`: the cluster's networks (on a manager), then this node's own. The list works on any node, and without a swarm."""
+"""`/networks…`: the cluster's networks (all of them on a manager, elsewhere those this node takes part in), then this node's own.
+
+The list works on any node, and without a swarm. A driver of `overlay`, or scope swarm, means the cluster; anything else this node.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
 from aiohttp import web
 
-from skep.api.context import Cluster
-from skep.api.filters import Filters
-from skep.api.query import go_bool
+from skep.api import networks
+from skep.api.filters import Filters, has_label
+from skep.api.localevents import message
+from skep.api.query import cutoff, go_bool
 from skep.api.routing import Call, Routes, answer, nothing
 from skep.api.wire import networks as wire
-from skep.errors import Conflict, Forbidden, Invalid, NotFound, NotImplementedHere, Unavailable
+from skep.errors import Conflict, Forbidden, Invalid, NotFound, NotImplementedHere, SkepError, Unavailable
 from skep.model.network import Network
-from skep.model.node import Node
-from skep.model.service import Service
-from skep.model.tables import TASK_BY_NETWORK, TASK_BY_NODE
+from skep.model.spec import IPAMConfig
+from skep.model.tables import NETWORK_BY_NAME, SERVICE_BY_NETWORK, TASK_BY_NETWORK
+from skep.node.base import LocalNetwork
 
 ROUTES = Routes()
+PREDEFINED = ("bridge", "host", "none")
 NO_SWARM = 'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.'
-NO_LOCAL = "skep has no networks of a single node beside bridge, host and none yet: create it with --driver overlay"
-NO_CONNECT = "skep does not connect plain containers to networks yet"
 
 
-def _cluster(call: Call) -> Cluster | None:
-    if not call.context.swarm.info().control_available:
-        return None
-    try:
-        return call.cluster
-    except Unavailable:
-        return None
-
-
-def _local(call: Call) -> list[dict[str, Any]]:
-    info = call.context.host.info()
-    node = str(info.get("ID") or info.get("Name", ""))
-    return [wire.local_form(name, node, 0) for name in ("none", "host", "bridge")]
-
-
-def _passes(wanted: Filters, shown: dict[str, Any], in_use: bool) -> bool:
-    builtin = shown["Name"] in wire.LOCAL or shown["Ingress"]
+def _passes(wanted: Filters, shown: dict[str, Any], in_use: bool, builtin: bool) -> bool:
     dangling = wanted.truth("dangling")
     return (
         wanted.exact("driver", shown["Driver"])
         and wanted.matches("id", shown["Id"])
         and wanted.matches("name", shown["Name"])
         and (wanted.matches("idOrName", shown["Name"]) or wanted.prefix("idOrName", shown["Id"]))
-        and wanted.exact("scope", shown["Scope"])
+        and (wanted.exact("scope", shown["Scope"]) or (shown["Scope"] == "swarm" and wanted.exact("scope", "global")))
         and wanted.labels("label", shown["Labels"])
         and wanted.exact("type", "builtin" if builtin else "custom")
         and (dangling is None or dangling == (not in_use and not builtin))
@@ -59,140 +48,245 @@ async def ls(call: Call) -> web.StreamResponse:
     for value in wanted.get("type"):
         if value not in ("custom", "builtin"):
             raise Invalid(f"invalid filter 'type={value}'")
-    wanted.truth("dangling")
+    look = wanted.truth("dangling") is not None
+    cluster = networks.cluster_of(call)
     shown = []
-    cluster = _cluster(call)
-    if cluster is not None:
-        for network in cluster.view.all(Network):
-            if network.predefined:
-                continue
-            form = wire.engine_form(network)
-            used = bool(wanted.get("dangling")) and bool(cluster.view.find(TASK_BY_NETWORK, network.id))
-            if _passes(wanted, form, used):
-                shown.append(form)
-    shown += [form for form in _local(call) if _passes(wanted, form, True)]
+    for network in networks.cluster_networks(call):
+        used = look and (cluster is None or bool(cluster.view.find(TASK_BY_NETWORK, network.id)))
+        if _passes(wanted, form := wire.engine_form(network), used, network.spec.ingress):
+            shown.append(form)
+    for local in call.context.networks.all():
+        used = look and bool(call.context.networks.endpoints(local.id))
+        if _passes(wanted, form := wire.local_form(local), used, local.predefined):
+            shown.append(form)
     return answer(shown)
-
-
-def _find_local(call: Call, reference: str) -> dict[str, Any] | None:
-    local = _local(call)
-    for form in local:
-        if reference in (form["Id"], form["Name"]):
-            return form
-    by_prefix = [form for form in local if reference and form["Id"].startswith(reference)]
-    return by_prefix[0] if len(by_prefix) == 1 else None
 
 
 @ROUTES.add("GET", "/networks/{id*}")
 async def inspect(call: Call) -> web.StreamResponse:
-    reference, scope = call.path["id"], call.query.get("scope", "")
     verbose = go_bool(call.query, "verbose")
-    cluster = _cluster(call)
-    if scope in ("", "local", "host") and (local := _find_local(call, reference)) is not None:
-        return answer(local)
-    if scope in ("", "swarm", "global") and cluster is not None:
-        network = cluster.network(reference)
-        if not network.predefined or scope:
-            return answer(_inspected(cluster, network, verbose))
-    raise NotFound(f"network {reference} not found")
+    found = await networks.find(call, call.path["id"], call.query.get("scope", ""))
+    if isinstance(found, Network):
+        return answer(networks.inspected(call, found, verbose))
+    return answer(wire.local_form(found, networks.local_endpoints(call, found)))
 
 
-def _inspected(cluster: Cluster, network: Network, verbose: bool) -> dict[str, Any]:
-    tasks = list(cluster.view.find(TASK_BY_NETWORK, network.id))
-    own = {task.id for task in cluster.view.find(TASK_BY_NODE, cluster.node_id)}
-    shown = wire.engine_form(network, [t for t in tasks if verbose or t.id in own], _peers(cluster, network))
-    if verbose:
-        shown["Services"] = _services(cluster, network)
-    return shown
-
-
-def _peers(cluster: Cluster, network: Network) -> list[dict[str, str]]:
-    """The nodes that take part: every node in ingress, elsewhere those with a running task on it."""
-    if network.spec.ingress:
-        nodes = {node.id for node in cluster.view.all(Node) if node.ready}
-    else:
-        nodes = {t.node_id for t in cluster.view.find(TASK_BY_NETWORK, network.id) if t.node_id and not t.terminal}
-    found = [node for id in nodes if (node := cluster.view.get(Node, id)) is not None and node.status.addr]
-    return [{"Name": node.id[:12], "IP": node.status.addr} for node in sorted(found, key=lambda n: n.index)]
-
-
-def _services(cluster: Cluster, network: Network) -> dict[str, Any]:
-    """`Services` of a verbose inspect: who is on the network, and where."""
-    shown: dict[str, Any] = {}
-    for task in cluster.view.find(TASK_BY_NETWORK, network.id):
-        if task.terminal or not task.service_id:
-            continue
-        address = next((a.addresses[0] for a in task.attachments if a.network_id == network.id and a.addresses), "")
-        node = cluster.view.get(Node, task.node_id) if task.node_id else None
-        service = shown.setdefault(
-            task.service_name, {"VIP": _vip(cluster, task.service_id, network), "Ports": [], "LocalLBIndex": 0, "Tasks": []}
-        )
-        service["Tasks"].append(
-            {
-                "Name": task.name,
-                "EndpointID": wire.endpoint_id(task.id, network.id),
-                "EndpointIP": address.partition("/")[0],
-                "Info": {"Host IP": node.status.addr if node is not None else ""},
-            }
-        )
-    return shown
-
-
-def _vip(cluster: Cluster, service_id: str, network: Network) -> str:
-    service = cluster.view.get(Service, service_id)
-    endpoint = service.endpoint if service is not None else None
-    addresses = [v.address for v in endpoint.vips if v.network_id == network.id] if endpoint is not None else []
-    return addresses[0].partition("/")[0] if addresses else ""
+# making
 
 
 @ROUTES.add("POST", "/networks/create")
 async def create(call: Call) -> web.StreamResponse:
     request = await call.body(wire.NetworkRequest)
-    if request.name in wire.LOCAL:
+    if not request.name.strip():
+        raise Invalid("invalid name: name is empty")
+    of_cluster = request.driver == "overlay" or request.scope in ("swarm", "global")
+    cluster = networks.cluster_of(call)
+    taken = {local.name for local in call.context.networks.all()} | {network.name for network in networks.cluster_networks(call)}
+    if request.name in PREDEFINED and cluster is None:
         raise Forbidden(f"operation is not permitted on predefined {request.name} network ")
-    driver = request.driver or ("overlay" if request.scope == "swarm" else "bridge")
-    if request.config_only or (request.config_from is not None and request.config_from.network):
-        raise NotImplementedHere("skep has no configuration-only networks: give the options with the network itself")
-    if driver != "overlay" and request.scope != "swarm":
-        raise NotImplementedHere(NO_LOCAL)
-    if driver == "overlay" and request.scope == "local":
-        raise Invalid("overlay networks belong to the cluster: leave the scope out, or say swarm")
-    if request.enable_ipv4 is False:
+    if of_cluster and cluster is None:
+        _no_cluster(call)
+    if request.name in taken or (cluster is not None and cluster.view.find(NETWORK_BY_NAME, request.name.lower())):
+        raise Conflict(f"network with name {request.name} already exists")
+    if request.enable_ipv4 is False and of_cluster:
         raise Invalid("IPv4 cannot be disabled in a Swarm scoped network")
+    _check_ipam(request)
+    id = await (_create_cluster(call, request) if of_cluster else _create_local(call, request))
+    return answer({"Id": id, "Warning": ""}, 201)
+
+
+def _no_cluster(call: Call) -> None:
+    """Docker answers 403 here, and 503 only where the cluster itself is in trouble."""
     try:
-        cluster = call.cluster
+        _ = call.cluster
     except Unavailable as error:
         if error.text.startswith("This node is not a swarm manager."):
             raise Forbidden(NO_SWARM) from None
         raise
-    if any(n.name == request.name for n in cluster.view.all(Network)):
-        raise Conflict(f"network with name {request.name} already exists")
-    network = await cluster.create_network(wire.network_spec(request), driver=driver)
-    return answer({"Id": network.id, "Warning": ""}, 201)
+
+
+async def _create_cluster(call: Call, request: wire.NetworkRequest) -> str:
+    if request.driver == "overlay" and request.scope == "local":
+        raise Invalid("overlay networks belong to the cluster: leave the scope out, or say swarm")
+    if request.config_only:
+        raise Invalid("configuration-only networks belong to a single node: leave the scope out")
+    if request.config_from is not None and request.config_from.network:
+        raise NotImplementedHere("skep's cluster networks take no configuration from a network of a node: give the options themselves")
+    network = await call.cluster.create_network(wire.network_spec(request), driver=request.driver or "bridge")
+    return network.id
+
+
+async def _create_local(call: Call, request: wire.NetworkRequest) -> str:
+    source = request.config_from.network if request.config_from is not None else ""
+    driver = request.driver or "bridge"
+    ipam = request.ipam
+    if request.scope not in ("", "local"):
+        raise Invalid(f"invalid scope: {request.scope}")
+    if request.ingress:
+        raise Invalid("the ingress network belongs to the cluster: create it with --driver overlay")
+    if request.config_only and source:
+        raise Forbidden("configuration network cannot depend on another configuration network")
+    if driver in ("host", "null"):
+        raise Forbidden(f'only one instance of "{driver}" network is allowed')
+    if driver != "bridge":
+        raise NotImplementedHere(f"skep has no network driver {driver}: a node's own networks are bridges, the cluster's are overlays")
+    if request.enable_ipv6:
+        raise NotImplementedHere("skep's bridge networks carry IPv4 only: leave IPv6 out")
+    if request.enable_ipv4 is False:
+        raise NotImplementedHere("skep's bridge networks always carry IPv4")
+    if ipam is not None and ipam.driver not in ("", "default"):
+        raise NotImplementedHere(f"skep has no IPAM driver {ipam.driver}: use default")
+    for config in (ipam.config if ipam is not None else None) or ():
+        if ":" in config.subnet:
+            raise NotImplementedHere(f"skep's bridge networks carry IPv4 only: leave the subnet {config.subnet} out")
+    if source and (request.options or request.internal or (ipam is not None and ipam.config)):
+        raise Forbidden("user specified configurations are not supported if the network depends on a configuration network")
+    made = await call.context.networks.create(
+        request.name,
+        driver=driver,
+        ipam=(ipam.config if ipam is not None else None) or (),
+        ipam_options=ipam.options if ipam is not None else None,
+        options=request.options,
+        labels=request.labels,
+        internal=request.internal,
+        attachable=request.attachable,
+        config_only=request.config_only,
+        config_from=source,
+    )
+    if not made.config_only:
+        tell(call, "create", made.id, made.name, made.driver)
+    return made.id
+
+
+def tell(call: Call, action: str, id: str, name: str, driver: str, **more: str) -> None:
+    """An event of this node's."""
+    call.context.events.publish(message("network", action, id, {"name": name, "type": driver, **more}, call.context.clock.now()))
+
+
+def _check_ipam(request: wire.NetworkRequest) -> None:
+    """In the engine's words. Raises Invalid with all that is wrong."""
+    found = [fault for config in (request.ipam.config if request.ipam is not None else None) or () for fault in _faults(config)]
+    if found:
+        raise Invalid("invalid network config:\n" + "\n".join(found))
+
+
+def _faults(config: IPAMConfig) -> Iterable[str]:
+    try:
+        subnet = ip_network(config.subnet, strict=False)
+        if "/" not in config.subnet:
+            raise ValueError
+    except ValueError:
+        yield f"invalid subnet {config.subnet}: invalid CIDR block notation"
+        return
+    if str(subnet) != config.subnet:
+        yield f"invalid subnet {config.subnet}: it should be {subnet}"
+    if config.ip_range:
+        yield from _range_faults(config.ip_range, config)
+    for what, text in (
+        (f"gateway {config.gateway}", config.gateway),
+        *((f"auxiliary address {text}", text) for text in (config.auxiliary_addresses or {}).values()),
+    ):
+        if not text and what == "gateway ":
+            continue
+        address = _address(text)
+        if address is None:
+            yield f"invalid {what}: invalid address"
+        elif address.version != subnet.version:
+            yield f"invalid {what}: parent subnet is an IPv{subnet.version} block"
+        elif address not in subnet:
+            yield f"invalid {what}: parent subnet {subnet} doesn't contain this address"
+
+
+def _range_faults(text: str, config: IPAMConfig) -> Iterable[str]:
+    subnet = ip_network(config.subnet, strict=False)
+    try:
+        part = ip_network(text, strict=False)
+        if "/" not in text:
+            raise ValueError
+    except ValueError:
+        yield f"invalid ip-range {text}: invalid CIDR block notation"
+        return
+    if part.version != subnet.version:
+        yield f"invalid ip-range {text}: parent subnet is an IPv{subnet.version} block"
+        return
+    if str(part) != text:
+        yield f"invalid ip-range {text}: it should be {part}"
+    if part.prefixlen < subnet.prefixlen:
+        yield f"invalid ip-range {text}: CIDR block is bigger than its parent subnet {subnet}"
+    elif part.network_address not in subnet:
+        yield f"invalid ip-range {text}: parent subnet {subnet} doesn't contain ip-range"
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
+
+
+# removing
+
+
+async def _remove(call: Call, found: networks.Found) -> None:
+    if isinstance(found, LocalNetwork):
+        removed = await call.context.networks.remove(found.id)
+        if not removed.config_only:
+            tell(call, "destroy", removed.id, removed.name, removed.driver)
+        return
+    if networks.cluster_of(call) is None:
+        raise NotFound(f"network {found.name} not found")
+    await call.cluster.remove_network(found.id)
 
 
 @ROUTES.add("DELETE", "/networks/{id*}")
 async def remove(call: Call) -> web.StreamResponse:
-    reference = call.path["id"]
-    if (local := _find_local(call, reference)) is not None:
-        raise Forbidden(f"{local['Name']} is a pre-defined network and cannot be removed")
-    cluster = _cluster(call)
-    if cluster is None:
-        raise NotFound(f"network {reference} not found")
-    await cluster.remove_network(cluster.network(reference).id)
+    await _remove(call, await networks.find(call, call.path["id"]))
     return nothing(204)
 
 
 @ROUTES.add("POST", "/networks/prune")
 async def prune(call: Call) -> web.StreamResponse:
-    raise NotImplementedHere("skep does not prune networks yet: remove them by name")
+    """Unused ones of both kinds; what somebody takes into use meanwhile stays."""
+    wanted = call.filters("until", "label", "label!")
+    before = cutoff(wanted.get("until"), call.context.clock.now())
+    unused: list[networks.Found] = [
+        local
+        for local in call.context.networks.all()
+        if not local.predefined and not local.config_only and not call.context.networks.endpoints(local.id)
+    ]
+    cluster = networks.cluster_of(call)
+    if cluster is not None:
+        unused += [
+            network
+            for network in networks.cluster_networks(call)
+            if not network.spec.ingress
+            and not cluster.view.find(SERVICE_BY_NETWORK, network.id)
+            and not any(not task.terminal for task in cluster.view.find(TASK_BY_NETWORK, network.id))
+        ]
+    deleted = []
+    for network in unused:
+        labels = network.labels if isinstance(network, LocalNetwork) else network.spec.labels
+        if (before and network.created_at >= before) or not wanted.labels("label", labels):
+            continue
+        if any(has_label(labels, label) for label in wanted.get("label!")):
+            continue
+        try:
+            await _remove(call, network)
+        except SkepError:
+            continue
+        deleted.append(network.name)
+    call.context.events.publish(message("network", "prune", "", {"reclaimed": "0"}, call.context.clock.now()))
+    return answer({"NetworksDeleted": deleted or None})
+
+
+# containers
 
 
 @ROUTES.add("POST", "/networks/{id}/connect")
 async def connect(call: Call) -> web.StreamResponse:
-    raise NotImplementedHere(NO_CONNECT)
+    raise NotImplementedHere("skep does not connect plain containers to networks yet")
 
 
 @ROUTES.add("POST", "/networks/{id}/disconnect")
 async def disconnect(call: Call) -> web.StreamResponse:
-    raise NotImplementedHere(NO_CONNECT)
+    raise NotImplementedHere("skep does not connect plain containers to networks yet")

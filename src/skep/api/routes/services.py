@@ -13,10 +13,12 @@ from skep.api.routing import Call, Routes, answer, nothing
 from skep.api.wire import services as wire
 from skep.api.wire.ageing import as_of
 from skep.api.wire.canonical import service_spec
+from skep.errors import Forbidden, NotFound
 from skep.model.service import Service
-from skep.model.spec import ServiceSpec
+from skep.model.spec import NetworkAttachmentConfig, ServiceSpec
 
 ROUTES = Routes()
+Places = tuple[NetworkAttachmentConfig, ...] | None
 
 
 def _mode(service: Service) -> str:
@@ -59,7 +61,33 @@ def _encoded(call: Call, service: Service) -> msgspec.Raw:
 
 
 async def _spec(call: Call) -> ServiceSpec:
-    return service_spec(convert(as_of(call.version, await read_json(call.request)), ServiceSpec))
+    spec = service_spec(convert(as_of(call.version, await read_json(call.request)), ServiceSpec))
+    template = spec.task_template
+    return msgspec.structs.replace(
+        spec,
+        networks=_of_cluster(call, spec.networks),
+        task_template=msgspec.structs.replace(template, networks=_of_cluster(call, template.networks)),
+    )
+
+
+def _of_cluster(call: Call, wanted: Places) -> Places:
+    """A network of this node alone is refused in Docker's words; `bridge` and `host`, also by this node's own ids, mean every node's."""
+    if not wanted:
+        return wanted
+    meant = []
+    for place in wanted:
+        try:
+            call.cluster.network(place.target)
+        except NotFound:
+            local = call.context.networks.get(place.target)
+            if local is not None and not local.predefined:
+                raise Forbidden(
+                    f"The network {local.name} cannot be used with services. Only networks scoped to the swarm can be used, such as those"
+                    " created with the overlay driver."
+                ) from None
+            place = msgspec.structs.replace(place, target=local.name) if local is not None else place
+        meant.append(place)
+    return tuple(meant)
 
 
 @ROUTES.add("POST", "/services/create")

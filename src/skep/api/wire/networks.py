@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -13,9 +13,12 @@ from skep.api.wire.times import stamp
 from skep.model.base import Spec
 from skep.model.network import Network
 from skep.model.spec import Driver, IPAMConfig, IPAMOptions, NetworkSpec
-from skep.model.task import Task
+from skep.node.base import LocalNetwork
+from skep.node.plain_config import EndpointSettings
 
 VXLAN_OPTION = "com.docker.network.driver.overlay.vxlanid_list"
+SERIAL = "com.docker.network.ipam.serial"
+"""Shown where a network has IPAM options, as Docker shows it: addresses come in turn."""
 
 
 def _options(network: Network) -> dict[str, str]:
@@ -39,7 +42,7 @@ def store_form(network: Network) -> dict[str, Any]:
     return shown
 
 
-def _ipam(configs: Iterable[IPAMConfig], driver: Driver | None = None) -> dict[str, Any]:
+def _configs(configs: Iterable[IPAMConfig]) -> list[dict[str, Any]]:
     shown = []
     for config in configs:
         entry: dict[str, Any] = {"Subnet": config.subnet}
@@ -50,58 +53,113 @@ def _ipam(configs: Iterable[IPAMConfig], driver: Driver | None = None) -> dict[s
         if config.auxiliary_addresses:
             entry["AuxiliaryAddresses"] = config.auxiliary_addresses
         shown.append(entry)
+    return shown
+
+
+def _ipam(configs: Iterable[IPAMConfig], driver: Driver | None = None) -> dict[str, Any]:
+    options = driver.options if driver is not None else None
     return {
         "Driver": (driver.name if driver is not None else "") or "default",
-        "Options": driver.options if driver else None,
-        "Config": shown,
+        "Options": {**options, SERIAL: "true"} if options else None,
+        "Config": _configs(configs),
     }
 
 
-def engine_form(network: Network, tasks: Iterable[Task] | None = None, peers: list[dict[str, str]] | None = None) -> dict[str, Any]:
-    """As `GET /networks` has it. `tasks`: this node's tasks with a place on it (inspect); None leaves `Containers` empty (list)."""
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of `Containers`: somebody's place on a network, on this node."""
+
+    key: str
+    """The container's id."""
+    name: str
+    id: str
+    address: str
+    """With prefix length."""
+    mac: str = ""
+
+
+def engine_form(network: Network, endpoints: Iterable[Endpoint] = (), peers: list[dict[str, str]] | None = None) -> dict[str, Any]:
+    """As `GET /networks` has it: a list leaves `Containers` empty."""
     spec = network.spec
     options = spec.ipam_options
-    shown: dict[str, Any] = {
-        "Name": spec.name,
-        "Id": network.id,
-        "Created": stamp(network.created_at),
-        "Scope": spec.scope or "swarm",
-        "Driver": network.driver,
-        "EnableIPv4": True,
-        "EnableIPv6": spec.ipv6_enabled,
-        "IPAM": _ipam(network.ipam, options.driver if options is not None else None),
-        "Internal": spec.internal,
-        "Attachable": spec.attachable,
-        "Ingress": spec.ingress,
-        "ConfigFrom": {"Network": ""},
-        "ConfigOnly": False,
-        "Containers": {} if tasks is None else _containers(network, tasks),
-        "Options": _options(network),
-        "Labels": spec.labels,
-    }
+    shown = _form(
+        name=spec.name,
+        id=network.id,
+        created=network.created_at,
+        scope=spec.scope or "swarm",
+        driver=network.driver,
+        ipam=_ipam(network.ipam or (options.configs if options is not None else None) or (), options.driver if options else None),
+        endpoints=endpoints,
+        options=_options(network),
+        labels=spec.labels,
+    )
+    shown |= {"EnableIPv6": spec.ipv6_enabled, "Internal": spec.internal, "Attachable": spec.attachable, "Ingress": spec.ingress}
     if peers:
         shown["Peers"] = peers
     return shown
 
 
-def _containers(network: Network, tasks: Iterable[Task]) -> dict[str, Any]:
-    shown = {}
-    for task in tasks:
-        container = task.status.container
-        if container is None or not container.container_id or task.terminal:
-            continue
-        for attachment in task.attachments:
-            if attachment.network_id != network.id or not attachment.addresses:
-                continue
-            address = attachment.addresses[0]
-            shown[container.container_id] = {
-                "Name": task.name,
-                "EndpointID": endpoint_id(task.id, network.id),
-                "MacAddress": mac_of(address),
-                "IPv4Address": address,
+def local_form(network: LocalNetwork, endpoints: Iterable[Endpoint] = ()) -> dict[str, Any]:
+    """The same for a network of this node."""
+    shown = _form(
+        name=network.name,
+        id=network.id,
+        created=network.created_at,
+        scope="local",
+        driver=network.driver,
+        ipam={
+            "Driver": "default",
+            "Options": None if network.predefined else network.ipam_options,
+            "Config": _configs(network.ipam) if network.ipam or network.config_only else None,
+        },
+        endpoints=endpoints,
+        options=network.options,
+        labels=network.labels,
+    )
+    shown |= {"Internal": network.internal, "Attachable": network.attachable, "ConfigOnly": network.config_only}
+    shown["ConfigFrom"] = {"Network": network.config_from}
+    return shown
+
+
+def _form(
+    *,
+    name: str,
+    id: str,
+    created: int,
+    scope: str,
+    driver: str,
+    ipam: dict[str, Any],
+    endpoints: Iterable[Endpoint],
+    options: Mapping[str, str],
+    labels: Mapping[str, str],
+) -> dict[str, Any]:
+    """In Docker's order of keys."""
+    return {
+        "Name": name,
+        "Id": id,
+        "Created": stamp(created),
+        "Scope": scope,
+        "Driver": driver,
+        "EnableIPv4": True,
+        "EnableIPv6": False,
+        "IPAM": ipam,
+        "Internal": False,
+        "Attachable": False,
+        "Ingress": False,
+        "ConfigFrom": {"Network": ""},
+        "ConfigOnly": False,
+        "Containers": {
+            e.key: {
+                "Name": e.name,
+                "EndpointID": e.id,
+                "MacAddress": e.mac or mac_of(e.address),
+                "IPv4Address": e.address,
                 "IPv6Address": "",
             }
-    return shown
+            for e in endpoints
+        },
+        "Options": options,
+        "Labels": labels,
+    }
 
 
 def endpoint_id(owner: str, network_id: str) -> str:
@@ -164,40 +222,13 @@ def network_spec(request: NetworkRequest) -> NetworkSpec:
     )
 
 
-LOCAL: dict[str, str] = {"bridge": "bridge", "host": "host", "none": "null"}
-"""The networks every node has of its own: name -> driver."""
+class ConnectRequest(Spec, frozen=True, kw_only=True):
+    """Body of `POST /networks/{id}/connect`."""
+
+    container: str = ""
+    endpoint_config: EndpointSettings = EndpointSettings()
 
 
-def local_id(name: str, node: str) -> str:
-    """A node's own network has the same id for as long as the node has its name."""
-    return hashlib.sha256(f"network/{node}/{name}".encode()).hexdigest()
-
-
-def local_form(name: str, node: str, created: int) -> dict[str, Any]:
-    options = {}
-    if name == "bridge":
-        options = {
-            "com.docker.network.bridge.default_bridge": "true",
-            "com.docker.network.bridge.enable_icc": "true",
-            "com.docker.network.bridge.enable_ip_masquerade": "true",
-            "com.docker.network.bridge.host_binding_ipv4": "0.0.0.0",
-            "com.docker.network.driver.mtu": "1500",
-        }
-    return {
-        "Name": name,
-        "Id": local_id(name, node),
-        "Created": stamp(created),
-        "Scope": "local",
-        "Driver": LOCAL[name],
-        "EnableIPv4": True,
-        "EnableIPv6": False,
-        "IPAM": {"Driver": "default", "Options": None, "Config": None},
-        "Internal": False,
-        "Attachable": False,
-        "Ingress": False,
-        "ConfigFrom": {"Network": ""},
-        "ConfigOnly": False,
-        "Containers": {},
-        "Options": options,
-        "Labels": {},
-    }
+class DisconnectRequest(Spec, frozen=True, kw_only=True):
+    container: str = ""
+    force: bool = False
