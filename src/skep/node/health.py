@@ -94,12 +94,21 @@ def probe_of(asked: Healthcheck | None, image: Mapping[str, Any] | None) -> Prob
 
 
 async def watch(
-    engine: Engine, clock: Clock, id: str, probe: Probe, health: Health, started_at: int, enough: Callable[[Health], bool]
+    engine: Engine,
+    clock: Clock,
+    id: str,
+    probe: Probe,
+    health: Health,
+    started_at: int,
+    enough: Callable[[Health], bool],
+    paused: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Probe until `enough`; the first time after one interval."""
+    """Probe until `enough`; the first time after one interval. Not while `paused`."""
     while not enough(health):
         early = health.status == "starting" and clock.now() - started_at < probe.start_period
         await clock.sleep(min(probe.start_interval, probe.interval) if early else probe.interval)
+        if paused():
+            continue
         health.take(await _run(engine, clock, id, probe), probe, started_at)
 
 

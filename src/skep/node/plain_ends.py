@@ -1,0 +1,358 @@
+"""What happens to plain containers by itself: they end, are started again by their policy, are removed after `--rm`, are checked for
+health; and what a restart of the daemon finds. `skep.node.plain.Plain` adds what users ask for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from skep.clock import Clock
+from skep.engine.base import Container, Engine, Exit
+from skep.errors import Invalid, NotFound, SkepError
+from skep.node import plain_mounts, restart
+from skep.node.health import Health, Probe, probe_of, watch
+from skep.node.plain_config import Point, Record, extra_of, record_of
+from skep.node.plain_place import Places
+from skep.node.timing import until_first
+from skep.node.volumes import Volumes
+
+log = logging.getLogger(__name__)
+
+
+class Ends:
+    def __init__(self, engine: Engine, volumes: Volumes, clock: Clock, places: Places) -> None:
+        self._engine = engine
+        self._volumes = volumes
+        self._clock = clock
+        self.places = places
+        self.tell: Callable[[str, str, Any, Mapping[str, str]], None] = lambda kind, action, subject, attributes: None
+        """(kind: container, network or volume; action; Container or id; attributes): what the engine does not tell by itself."""
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._placed: set[str] = set()
+        """Containers that have a sandbox, addresses or mounts of volumes."""
+        self._due: dict[str, int] = {}
+        """Containers that their policy starts again, and when."""
+        self._pending: dict[str, asyncio.Task[None]] = {}
+        self._restarted: set[str] = set()
+        """Their end is part of `restart`: nothing is to happen by itself."""
+        self._health: dict[str, Health] = {}
+        self._checks: dict[str, asyncio.Task[None]] = {}
+        self._waiters: dict[str, list[asyncio.Future[Exit]]] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._queue: asyncio.Queue[tuple[str, str, Exit | None]] | None = None
+
+    def _lock(self, id: str) -> asyncio.Lock:
+        return self._locks.setdefault(id, asyncio.Lock())
+
+    def _record(self, container: Container) -> Record:
+        record = record_of(container.config)
+        if record is None:
+            raise NotFound(f"No such container: {container.config.id}")
+        return record
+
+    async def _keep(self, id: str, record: Record) -> None:
+        await self._engine.amend(id, extra=extra_of(record))
+
+    # the daemon's start
+
+    async def start_up(self) -> None:
+        """Take over what is there. Nothing that runs is touched; what is to be started or removed is begun by `run`."""
+        self._queue = self._engine.subscribe()
+        sandboxes = set(await self.places.sandboxes())
+        for id in sandboxes:
+            if self._engine.get(id) is None:
+                await self.places.leave(id)
+        for container in list(self._engine.all()):
+            record = record_of(container.config)
+            if record is None:
+                continue
+            id = container.config.id
+            if container.running:
+                self._placed.add(id)
+                try:
+                    await self.places.adopt(container, record)
+                except SkepError as error:
+                    log.warning("container %s: its place on a network could not be made known again: %s", id[:12], error.text)
+                continue
+            if id in sandboxes or record.ports or any(one.address for one in record.joined):
+                self._placed.add(id)
+                await self._clean(id)
+            await self._volumes.release(container.config.mounts)
+            if container.exit is None:
+                continue
+            policy, ended = record.host.restart_policy, container.exit
+            if restart.again_at_boot(policy, ended, stopped=record.stopped, restarts=record.restarts):
+                self._due[id] = record.due or self._clock.now()
+
+    async def run(self) -> None:
+        """As long as the daemon lives."""
+        queue = self._queue or self._engine.subscribe()
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                for container in list(self._engine.all()):
+                    self._take_up(container)
+                while True:
+                    action, id, ended = await queue.get()
+                    if action == "die" and ended is not None:
+                        self._spawn(self._ended(id, ended), id)
+                    elif action == "destroy":
+                        self._forget(id)
+        finally:
+            self._group = None
+            self._engine.unsubscribe(queue)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], id: str) -> asyncio.Task[None] | None:
+        """Beside everything else, while `run` does. What goes wrong with one container is logged and ends nothing else."""
+        if self._group is None:
+            work.close()
+            return None
+
+        async def guarded() -> None:
+            try:
+                await work
+            except SkepError as error:
+                log.warning("container %s: %s", id[:12], error.text)
+            except Exception:
+                log.exception("container %s", id[:12])
+
+        return self._group.create_task(guarded())
+
+    def _take_up(self, container: Container) -> None:
+        record = record_of(container.config)
+        if record is None or self._group is None:
+            return
+        id = container.config.id
+        if container.running:
+            self._begin_checks(container, record, record.health)
+        elif id in self._due:
+            self._restart_later(id, self._due[id])
+        elif record.host.auto_remove and container.exit is not None:
+            self._spawn(self._ended(id, container.exit), id)
+
+    # start
+
+    async def _start(self, container: Container, record: Record) -> None:
+        """Under the lock."""
+        id = container.config.id
+        await self._clean(id)
+        try:
+            with self._volumes.hold(*(point.name for point in record.points if point.name)):
+                await asyncio.to_thread(plain_mounts.make_sources, record.points)
+                await self._volumes.ready(container.config.mounts)
+                self._placed.add(id)
+                placed = await self.places.join(container, record)
+                record = msgspec.structs.replace(
+                    record, joined=placed.joined, ports=placed.ports, stopped=False, due=0, error="", error_code=0, health=""
+                )
+                await self._engine.amend(id, extra=extra_of(record), netns=placed.netns, hosts=placed.hosts, resolv_conf=placed.resolv_conf)
+                self._tell_places(container, record, "connect", "mount")
+                await self._engine.start(id)
+        except SkepError as error:
+            raise await self._failed(id, error) from None
+        started = self._engine.get(id) or container
+        self._begin_checks(started, record, "")
+        rows, columns = record.host.console_size
+        if record.config.tty and rows and columns:
+            with suppress(SkepError):
+                await self._engine.resize(id, rows, columns)
+
+    async def _failed(self, id: str, error: SkepError) -> SkepError:
+        """What is kept of a start that failed, and the error as Docker words it."""
+        code, raised = start_error(error)
+        await self._clean(id)
+        container = self._engine.get(id)
+        if container is not None:
+            record = self._record(container)
+            if record.host.auto_remove:
+                await self._remove(container, record, volumes=True)
+            else:
+                await self._keep(id, msgspec.structs.replace(record, error=raised.text, error_code=code, due=0))
+        return raised
+
+    def _tell_places(self, container: Container, record: Record, network: str, volume: str) -> None:
+        id = container.config.id
+        for one in record.joined:
+            if one.network_id:
+                attributes = {"container": id, "name": one.network, "type": self._driver(one.network_id)}
+                self.tell("network", network, one.network_id, attributes)
+        for point in record.points:
+            if point.type == "volume":
+                attributes = {"container": id, "driver": "local"}
+                if volume == "mount":
+                    attributes |= {
+                        "destination": point.target,
+                        "propagation": point.propagation,
+                        "read/write": str(point.read_write).lower(),
+                    }
+                self.tell("volume", volume, point.name, attributes)
+
+    def _driver(self, network_id: str) -> str:
+        return self.places.driver(network_id)
+
+    # end
+
+    async def _ended(self, id: str, ended: Exit) -> None:
+        """It has ended: give back its place, then remove it, or start it again, or leave it."""
+        async with self._lock(id):
+            container = self._engine.get(id)
+            record = record_of(container.config) if container is not None else None
+            if container is None or record is None or container.running or id in self._restarted or id in self._due:
+                return
+            await self._clean(id)
+            ended = container.exit or ended
+            if record.host.auto_remove:
+                await self._remove(container, record, volumes=True)
+            elif restart.again(record.host.restart_policy, ended, stopped=record.stopped, restarts=record.restarts):
+                delay = restart.next_delay(record.delay, ended.at - container.started_at)
+                due = self._clock.now() + delay
+                record = self._record(self._engine.get(id) or container)
+                await self._keep(id, msgspec.structs.replace(record, restarts=record.restarts + 1, delay=delay, due=due))
+                self._restart_later(id, due)
+            else:
+                self._settle(id, ended)
+
+    async def _clean(self, id: str) -> None:
+        """What it held while it ran goes; under the lock. Nothing while it runs."""
+        if id not in self._placed:
+            return
+        container = self._engine.get(id)
+        if container is not None and container.running:
+            return
+        if (checks := self._checks.pop(id, None)) is not None:
+            checks.cancel()
+        await self.places.leave(id)
+        if container is None:
+            self._placed.discard(id)
+            return
+        record = self._record(container)
+        await self._volumes.release(container.config.mounts)
+        self._placed.discard(id)
+        if record.ports or any(one.address or one.endpoint_id for one in record.joined):
+            self._tell_places(container, record, "disconnect", "unmount")
+            joined = tuple(msgspec.structs.replace(one, endpoint_id="", address="", gateway="", mac="", names=()) for one in record.joined)
+            await self._keep(id, msgspec.structs.replace(record, joined=joined, ports=()))
+
+    async def _remove(self, container: Container, record: Record, *, volumes: bool) -> None:
+        """Under the lock."""
+        id = container.config.id
+        await self._engine.remove(id, force=True)
+        await self._clean(id)
+        if volumes:
+            await plain_mounts.discard(self._volumes, anonymous_of(record.points))
+        self._forget(id)
+
+    def _forget(self, id: str) -> None:
+        """It is gone: nobody waits for it any more."""
+        self._cancel_restart(id)
+        if (checks := self._checks.pop(id, None)) is not None:
+            checks.cancel()
+        self._health.pop(id, None)
+        self._settle(id, None)
+        lock = self._locks.get(id)
+        if lock is not None and not lock.locked():
+            del self._locks[id]
+
+    def _settle(self, id: str, ended: Exit | None) -> None:
+        for future in self._waiters.pop(id, []):
+            if not future.done():
+                future.set_result(ended or Exit(code=0, at=self._clock.now(), known=False))
+
+    # started again by its policy
+
+    def _restart_later(self, id: str, due: int) -> None:
+        self._due[id] = due
+        if (task := self._spawn(self._restart(id, due), id)) is not None:
+            self._pending[id] = task
+
+    def _cancel_restart(self, id: str) -> bool:
+        """Was it to be started again?"""
+        pending = self._pending.pop(id, None)
+        if pending is not None and pending is not asyncio.current_task():
+            pending.cancel()
+        return self._due.pop(id, None) is not None
+
+    async def _restart(self, id: str, due: int) -> None:
+        await self._clock.sleep(max(0, due - self._clock.now()))
+        async with self._lock(id):
+            if self._pending.get(id) is not asyncio.current_task():
+                return
+            self._pending.pop(id, None)
+            self._due.pop(id, None)
+            container = self._engine.get(id)
+            record = record_of(container.config) if container is not None else None
+            if container is None or record is None or container.running:
+                return
+            try:
+                await self._start(container, record)
+            except SkepError as error:
+                log.warning("container %s could not be started again: %s", id[:12], error.text)
+                self._settle(id, container.exit)
+
+    # health
+
+    def _begin_checks(self, container: Container, record: Record, known: str) -> None:
+        id = container.config.id
+        try:
+            probe = probe_of(record.config.healthcheck, None)
+        except SkepError:
+            probe = None
+        if probe is None or self._group is None:
+            return
+        if (before := self._checks.pop(id, None)) is not None:
+            before.cancel()
+        health = self._health[id] = Health()
+        health.status = known or "starting"
+        if (task := self._spawn(self._check(id, probe, health, container.started_at), id)) is not None:
+            self._checks[id] = task
+
+    async def _check(self, id: str, probe: Probe, health: Health, started_at: int) -> None:
+        told = health.status
+
+        def changed(health: Health) -> bool:
+            return health.status != told
+
+        def paused() -> bool:
+            container = self._engine.get(id)
+            return container is not None and container.paused
+
+        while True:
+            await until_first(watch(self._engine, self._clock, id, probe, health, started_at, changed, paused), self._engine.wait(id))
+            container = self._engine.get(id)
+            if container is None or not container.running:
+                return
+            told = health.status
+            self.tell("container", f"health_status: {told}", container, {})
+            async with self._lock(id):
+                container = self._engine.get(id)
+                if container is not None and container.running and container.started_at == started_at:
+                    await self._keep(id, msgspec.structs.replace(self._record(container), health=told))
+
+
+def anonymous_of(points: tuple[Point, ...]) -> list[str]:
+    return [point.name for point in points if point.anonymous]
+
+
+def start_error(error: SkepError) -> tuple[int, SkepError]:
+    """(exit code, the error). A program that is not there is 127, one that cannot be run 126, as the CLI finds them in the text."""
+    text, low = error.text, error.text.lower()
+    if "OCI runtime" not in text:
+        return 128, error
+    whole = f"failed to create task for container: failed to create shim task: {text}" + ("" if text.endswith(": unknown") else ": unknown")
+    if "executable file not found" in low or "no such file or directory" in low:
+        return 127, Invalid(whole)
+    if "permission denied" in low or "is a directory" in low:
+        return 126, Invalid(whole)
+    if "not a directory" in low:
+        hint = (
+            "Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the "
+            "expected type"
+        )
+        return 127, Invalid(f"{whole}: {hint}")
+    return 128, SkepError(whole)
