@@ -33,6 +33,7 @@ from engine_fixture import Bench, config  # noqa: E402
 
 from skep.engine.base import ContainerConfig, Limits  # noqa: E402
 from skep.engine.oci import bundle, conmon, kernel, runtime, spec  # noqa: E402
+from skep.engine.oci.hostfacts import host_facts  # noqa: E402
 from skep.engine.oci.users import Identity  # noqa: E402
 
 LIMITS = Limits(nano_cpus=1_000_000_000, memory=64 << 20, pids=100)
@@ -81,7 +82,7 @@ class Bare:
         self._layer = bench.layers[0]
         self._runtime = runtime.choose(name, self._prepared(), bench.cgroup)
         self._cgroup = f"{bench.cgroup}/bare-{name}"
-        self._host = bundle.host_facts()
+        self._host = host_facts()
         self._filters = bundle.Filters(self._runtime)
         width = 2 * (os.cpu_count() or 1)
         self._mounts = ThreadPoolExecutor(width)

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import platform
-import resource
 import shutil
 import threading
 from collections.abc import Sequence
@@ -26,7 +25,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from skep.engine.base import ContainerConfig, Exit
-from skep.engine.oci import bpf, kernel, seccomp, spec, users
+from skep.engine.oci import bpf, kernel, mounting, seccomp, spec, users
+from skep.engine.oci.devices import devices_of
 from skep.engine.oci.runtime import PROFILE, Runtime, cgroup2
 from skep.errors import Invalid
 
@@ -134,43 +134,6 @@ class Filters:
         return oci, {}
 
 
-def host_facts() -> spec.Host:
-    """This host, as specs see it."""
-    with open("/proc/self/status", encoding="ascii") as status:
-        bounding = next(int(line.split()[1], 16) for line in status if line.startswith("CapBnd:"))
-    names = [name for name in dir(resource) if name.startswith("RLIMIT_")]
-    v2 = cgroup2()
-    swap = v2 or os.path.exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
-    return spec.Host(
-        capabilities=frozenset(name for number, name in enumerate(spec.ALL_CAPABILITIES) if bounding >> number & 1),
-        rlimits={name: resource.getrlimit(getattr(resource, name))[1] for name in names if name != "RLIMIT_OFILE"},
-        cgroup2=v2,
-        swap_limit=swap,
-        init=next((path for name in ("tini-static", "docker-init", "catatonit") if (path := shutil.which(name)) and _static(path)), ""),
-        devices=tuple(_devices()),
-    )
-
-
-def _static(path: str) -> bool:
-    """An ELF program without an interpreter: it runs in any root file system."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(4096)
-    except OSError:
-        return False
-    return head[:4] == b"\x7fELF" and b"/ld-" not in head
-
-
-def _devices() -> list[tuple[str, str, int, int, int]]:
-    found = []
-    for entry in os.scandir("/dev"):
-        status = entry.stat(follow_symlinks=False)
-        kind = {0o020000: "c", 0o060000: "b"}.get(status.st_mode & 0o170000)
-        if kind and entry.name not in ("tty", "console", "ptmx"):
-            found.append((entry.path, kind, os.major(status.st_rdev), os.minor(status.st_rdev), status.st_mode & 0o777))
-    return sorted(found)
-
-
 # the record
 
 
@@ -256,40 +219,69 @@ def _last(lines: list[bytes], kind: type[Line]) -> Line | None:
 # making
 
 
-def make(folders: Folders, stored: Stored, host: spec.Host, filters: Filters, cgroup_parent: str) -> None:
-    """Root file system, bundle and record."""
+class Making(msgspec.Struct, frozen=True, kw_only=True):
+    """What the bundles of all containers are made with."""
+
+    folders: Folders
+    host: spec.Host
+    filters: Filters
+    cgroup_parent: str
+    apart: bool
+    """The runtime runs in a mount namespace of its own."""
+
+
+def make(making: Making, stored: Stored) -> None:
+    """Root file system, bundle, first contents of new volumes, and record."""
     config = stored.config
-    folder = folders.container(config.id)
+    folder = making.folders.container(config.id)
+    mounting.check_propagation(config.mounts, making.apart)
     for path, mode in ((folder, 0o711), (folder / "upper", 0o755), (folder / "work", 0o755)):
         path.mkdir(mode=mode, exist_ok=True)
-    make_bundle(folders, stored, host, filters, cgroup_parent)
-    save(folders, stored)
+    make_bundle(making, stored)
+    mounting.fill_volumes(config, str(making.folders.rootfs(config.id)))
+    save(making.folders, stored)
 
 
-def make_bundle(folders: Folders, stored: Stored, host: spec.Host, filters: Filters, cgroup_parent: str) -> None:
-    """Mount the root file system, write the files of /etc and config.json."""
-    config = stored.config
-    folder = folders.container(config.id)
-    bundle = folders.bundle(config.id)
-    for path in (bundle, bundle / "rootfs"):
+def mount_root(folders: Folders, stored: Stored) -> str:
+    """The container's root file system, mounted. Idempotent."""
+    id = stored.config.id
+    rootfs = folders.rootfs(id)
+    for path in (folders.bundle(id), rootfs):
         path.mkdir(mode=0o700, exist_ok=True)
-    rootfs = str(folders.rootfs(config.id))
     if not os.path.ismount(rootfs):
-        mount_overlay(folders, stored.layers, folder, rootfs)
+        mount_overlay(folders, stored.layers, folders.container(id), str(rootfs))
+    return str(rootfs)
+
+
+def make_bundle(making: Making, stored: Stored, joined: spec.Joined = spec.Joined()) -> None:
+    """Mount the root file system, write the files of /etc and config.json."""
+    config, folders, host = stored.config, making.folders, making.host
+    bundle = folders.bundle(config.id)
+    rootfs = mount_root(folders, stored)
     write_etc(folders, config)
     if config.cwd not in ("", "/"):
         kernel.make_directory_in_root(rootfs, config.cwd)
+    shm = "/dev/shm" if config.ipc_mode == "host" else joined.shm
+    if config.ipc_mode == "shareable":
+        shm = str(bundle / "shm")
+        mounting.mount_shm(shm, config.shm_size)
     identity = identify(rootfs, config.user, config.groups)
     paths = spec.Paths(
         rootfs=rootfs,
         hosts=str(bundle / "hosts"),
         hostname=str(bundle / "hostname"),
         resolv_conf=str(bundle / "resolv.conf"),
-        cgroup=spec.cgroup_path(config, cgroup_parent),
+        cgroup=spec.cgroup_path(config, making.cgroup_parent),
+        shm=shm,
     )
-    oci, annotations = filters.of(config, spec.capabilities(config, host))
-    document = spec.oci_spec(config, identity, paths, host, seccomp=oci, annotations=annotations)
+    oci, annotations = making.filters.of(config, spec.capabilities(config, host))
+    document = spec.oci_spec(config, identity, paths, host, seccomp=oci, annotations=annotations, devices=devices_of(config), joined=joined)
     (bundle / "config.json").write_bytes(msgspec.json.encode(document))
+
+
+def unmount(folders: Folders, id: str) -> None:
+    kernel.umount(str(folders.rootfs(id)))
+    kernel.umount(str(folders.bundle(id) / "shm"))
 
 
 def write_etc(folders: Folders, config: ContainerConfig) -> None:
@@ -346,7 +338,7 @@ def remove(folders: Folders, id: str) -> None:
     """Everything on disk; what runs is not looked at. Idempotent."""
     folder = folders.container(id)
     folders.record(id).unlink(missing_ok=True)
-    kernel.umount(str(folders.rootfs(id)))
+    unmount(folders, id)
     for path in (folder, folders.bundle(id)):
         remove_tree(path)
     (folders.exits / id).unlink(missing_ok=True)

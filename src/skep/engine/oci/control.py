@@ -15,9 +15,10 @@ from typing import Any
 import msgspec
 
 from skep.engine.base import ContainerConfig, Exit, Limits
-from skep.engine.oci import bundle, conmon, spec
+from skep.engine.oci import bundle, conmon
 from skep.engine.oci.core import Core
 from skep.engine.oci.entry import Entry
+from skep.engine.oci.limits import Change, change_of
 from skep.engine.oci.signals import signal_number
 from skep.errors import Conflict, Invalid, SkepError
 
@@ -139,12 +140,13 @@ class Control(Core):
                 raise in_use(new.name, holder)
             self._names[new.name] = entry.id
         running = entry.running
+        kernel = (self._host.swap_limit, self._host.missing)
 
         def work() -> None:
             if new.limits != old.limits:
-                wanted = spec.change_of(old.limits, new.limits, self._host)
+                wanted = change_of(old.limits, new.limits, *kernel)
                 if running:
-                    self._update_kernel(entry, wanted, spec.change_of(new.limits, old.limits, self._host))
+                    self._update_kernel(entry, wanted, change_of(new.limits, old.limits, *kernel))
             bundle.amend(self._folders, msgspec.structs.replace(entry.stored, config=new))
             if entry.ready:
                 bundle.write_etc(self._folders, new)
@@ -162,7 +164,7 @@ class Control(Core):
 
         await self._operations.run(entry, self._operations.inside, work, apply, failed)
 
-    def _update_kernel(self, entry: Entry, wanted: spec.Change, before: spec.Change) -> None:
+    def _update_kernel(self, entry: Entry, wanted: Change, before: Change) -> None:
         """All of it or, as far as the kernel lets us, nothing."""
         try:
             self._update(entry, wanted)
@@ -172,7 +174,7 @@ class Control(Core):
             reason = error.text.removeprefix("OCI runtime create failed: ") if isinstance(error, SkepError) else str(error.strerror)
             raise SkepError(f"Cannot update container {entry.id}: {reason}") from None
 
-    def _update(self, entry: Entry, change: spec.Change) -> None:
+    def _update(self, entry: Entry, change: Change) -> None:
         """What is to be unlimited is written by us: crun 1.8 writes numbers that the kernel refuses."""
         self._groups(entry).release(change.released)
         if not change.resources:

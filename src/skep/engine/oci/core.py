@@ -10,7 +10,7 @@ from typing import Protocol
 from skep.clock import Clock
 from skep.engine.base import Exit, Images
 from skep.engine.oci import conmon, spec
-from skep.engine.oci.bundle import Filters, Folders
+from skep.engine.oci.bundle import Folders, Making
 from skep.engine.oci.cgroups import Groups
 from skep.engine.oci.entry import Entry
 from skep.engine.oci.operations import Operations
@@ -33,7 +33,7 @@ class Core:
     _host: spec.Host
     _runtime: Runtime
     _places: conmon.Places
-    _filters: Filters
+    _making: Making
 
     def __init__(self, data_root: Path, run_root: Path, images: LayeredImages, clock: Clock, rng: Random, cgroup_parent: str) -> None:
         self._folders = Folders(data_root.absolute(), run_root.absolute())

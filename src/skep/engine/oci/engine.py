@@ -15,6 +15,7 @@ import shutil
 import signal as signals
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from skep.engine.oci.control import Control, in_use
 from skep.engine.oci.core import LayeredImages
 from skep.engine.oci.entry import Entry
 from skep.engine.oci.exec import Spawned, open_exec, spawn
+from skep.engine.oci.hostfacts import host_facts
 from skep.engine.oci.inotify import Inotify
 from skep.engine.oci.launch import Launched, find, launch, reason
 from skep.engine.oci.operations import Operations
@@ -74,7 +76,9 @@ class OciEngine(Control, Contents):
         chosen, host, filters = await asyncio.to_thread(self._prepare)
         self._runtime = chosen
         self._host = host
-        self._filters = filters
+        self._making = bundle.Making(
+            folders=self._folders, host=host, filters=filters, cgroup_parent=self._cgroup_parent, apart=bool(chosen.namespace)
+        )
         self._places = conmon.Places(conmon=program, runtime=chosen, state=self._folders.state, exits=self._folders.exits)
         self._operations = Operations(self._loop, chosen.namespace, self._folders.data)
         self._inotify = Inotify(self._loop)
@@ -99,7 +103,7 @@ class OciEngine(Control, Contents):
         kernel.make_shared_root(str(self._folders.run))
         self._folders.make()
         chosen = runtime.choose(self._wanted, self._folders.run, self._cgroup_parent)
-        return chosen, bundle.host_facts(), Filters(chosen)
+        return chosen, host_facts(), Filters(chosen)
 
     async def shut_down(self) -> None:
         self._rotation.stop()
@@ -152,6 +156,7 @@ class OciEngine(Control, Contents):
             "security_options": ["name=seccomp,profile=builtin"],
             "init": self._host.init,
             "swap_limit": self._host.swap_limit,
+            "limits_missing": sorted(self._host.missing),
             "root": str(self._folders.data),
         }
 
@@ -176,6 +181,9 @@ class OciEngine(Control, Contents):
         image = self._images.get(config.image)
         if image is None:
             raise NotFound(f"No such image: {config.image}")
+        for mode in (config.pid_mode, config.ipc_mode):
+            if spec.shares(mode):
+                self._entry(spec.shares(mode))
         layers = tuple(self._images.rootfs_layers(image.id))
         stored = Stored(config=config, created_at=self._clock.now(), runtime=self._runtime.name, layers=layers)
         entry = Entry(stored)
@@ -184,7 +192,7 @@ class OciEngine(Control, Contents):
 
         def work() -> None:
             try:
-                bundle.make(self._folders, stored, self._host, self._filters, self._cgroup_parent)
+                bundle.make(self._making, stored)
             except (OSError, SkepError) as error:
                 with suppress(OSError):
                     bundle.remove(self._folders, config.id)
@@ -202,8 +210,10 @@ class OciEngine(Control, Contents):
         await operations.settle(entry)
         if entry.running:
             return entry.stored.pid
-        if not entry.ready:
-            await operations.run(entry, operations.outside, lambda: self._remake(entry), lambda _: setattr(entry, "ready", True))
+        joined = self._joined(entry.stored.config)
+        if not entry.ready or joined is not None:
+            made = partial(bundle.make_bundle, self._making, entry.stored, joined or spec.Joined())
+            await operations.run(entry, operations.outside, made, lambda _: setattr(entry, "ready", True))
         streams, entry.waiting = entry.waiting, []
 
         def work() -> Launched:
@@ -216,8 +226,24 @@ class OciEngine(Control, Contents):
         await operations.run(entry, operations.inside, work, lambda launched: self._started(entry, launched, streams), failed)
         return entry.stored.pid
 
-    def _remake(self, entry: Entry) -> None:
-        bundle.make_bundle(self._folders, entry.stored, self._host, self._filters, self._cgroup_parent)
+    def _joined(self, config: ContainerConfig) -> spec.Joined | None:
+        """What it shares with containers that run now; None: nothing. Raises in Docker's words."""
+        found: dict[str, Entry] = {}
+        for kind, mode in (("pid", config.pid_mode), ("ipc", config.ipc_mode)):
+            if reference := spec.shares(mode):
+                found[kind] = donor = self._entry(reference)
+                if not donor.running:
+                    raise Conflict(f"cannot join {kind.upper()} of a non running container: {donor.id}")
+        if not found:
+            return None
+        shm = ""
+        if donor_of_ipc := found.get("ipc"):
+            mode = donor_of_ipc.stored.config.ipc_mode
+            if mode not in ("shareable", "host"):
+                hint = "non-shareable IPC (hint: use IpcMode:shareable for the donor container)"
+                raise Invalid(f"cannot join IPC of container {donor_of_ipc.id}: {hint}")
+            shm = "/dev/shm" if mode == "host" else str(self._folders.bundle(donor_of_ipc.id) / "shm")
+        return spec.Joined(namespaces={kind: f"/proc/{one.stored.pid}/ns/{kind}" for kind, one in found.items()}, shm=shm)
 
     def _started(self, entry: Entry, launched: Launched, streams: list[AttachStreams]) -> None:
         entry.stored, connections = launched
@@ -250,7 +276,7 @@ class OciEngine(Control, Contents):
                 conmon.run(self._places, "delete", "--force", entry.id)
 
         def unmount() -> None:
-            kernel.umount(str(self._folders.rootfs(entry.id)))
+            bundle.unmount(self._folders, entry.id)
             with suppress(OSError):
                 bundle.append(self._folders, entry.stored)
 

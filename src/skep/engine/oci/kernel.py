@@ -12,6 +12,8 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from skep.errors import Invalid
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 MS_RDONLY = 1
@@ -73,6 +75,7 @@ class MountPoint(NamedTuple):
     kind: str
     shared: bool
     """Belongs to a peer group: what is mounted below it is seen by its slaves."""
+    slave: bool
     options: str
 
 
@@ -86,7 +89,8 @@ def mounts(table: str = "/proc/thread-self/mountinfo") -> Iterator[MountPoint]:
                 path = path.encode().decode("unicode_escape")
             tags = fields[6:]
             kind, _, rest = right.partition(" ")
-            yield MountPoint(path, kind, any(tag.startswith("shared:") for tag in tags), rest.rstrip("\n"))
+            shared, slave = (any(tag.startswith(word) for tag in tags) for word in ("shared:", "master:"))
+            yield MountPoint(path, kind, shared, slave, rest.rstrip("\n"))
 
 
 def make_shared_root(path: str) -> None:
@@ -104,7 +108,7 @@ def open_in_root(root: str, path: str, flags: int = os.O_RDONLY) -> int:
     base = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
-        return _check(_libc.syscall(_OPENAT2, base, (path.lstrip("/") or ".").encode(), how, len(how)), path)
+        return _check(_libc.syscall(_OPENAT2, base, os.fsencode(path.lstrip("/") or "."), how, len(how)), path)
     finally:
         os.close(base)
 
@@ -130,6 +134,8 @@ def make_directory_in_root(root: str, path: str) -> None:
         parent, made = made, os.path.join(made, part)
         try:
             os.close(open_in_root(root, made, os.O_PATH | os.O_DIRECTORY))
+        except NotADirectoryError:
+            raise Invalid(f"Cannot mkdir: {path} is not a directory") from None
         except FileNotFoundError:
             fd = open_in_root(root, parent, os.O_RDONLY | os.O_DIRECTORY)
             try:

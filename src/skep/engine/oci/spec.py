@@ -6,12 +6,13 @@ The values are Docker's: capabilities, masked and read-only paths, devices, limi
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from skep.engine.base import ContainerConfig, ExecConfig, Limits, Mount
+from skep.engine.base import ContainerConfig, ExecConfig, Mount
+from skep.engine.oci.limits import DeviceNode, device_rules, resources
 from skep.engine.oci.users import Identity
 from skep.errors import Invalid
 
@@ -55,7 +56,11 @@ MASKED = (
     "/sys/firmware",
 )
 READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
-DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1))
+TMPFS_FLAGS = frozenset(
+    "exec noexec suid nosuid dev nodev rw ro sync async dirsync remount mand nomand atime noatime diratime nodiratime bind rbind "
+    "unbindable runbindable private rprivate shared rshared slave rslave relatime norelatime strictatime nostrictatime defaults".split()
+)
+TMPFS_DATA = frozenset({"size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol"})
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NOFILE = 1 << 20
 INIT = "/sbin/docker-init"
@@ -71,10 +76,10 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     cgroup2: bool = False
     swap_limit: bool = True
     """The kernel counts swap per cgroup."""
+    missing: frozenset[str] = frozenset()
+    """Fields of `Limits` that this kernel does not have."""
     init: str = ""
     """Path of a static init (tini-static); empty if there is none."""
-    devices: tuple[tuple[str, str, int, int, int], ...] = ()
-    """(path, `c` or `b`, major, minor, mode) of the host's devices, for privileged containers."""
 
 
 class Paths(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +90,16 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True):
     hostname: str = ""
     resolv_conf: str = ""
     cgroup: str = ""
+    shm: str = ""
+    """A mounted /dev/shm to be bound; empty: the runtime mounts one of its own."""
+
+
+class Joined(msgspec.Struct, frozen=True, kw_only=True):
+    """What a container shares with another one that runs."""
+
+    namespaces: dict[str, str] = {}
+    """`pid`, `ipc` -> path."""
+    shm: str = ""
 
 
 def capabilities(config: ContainerConfig, host: Host) -> tuple[str, ...]:
@@ -126,6 +141,12 @@ def environment(config: ContainerConfig, identity: Identity) -> list[str]:
 
 def hostname(config: ContainerConfig) -> str:
     return config.hostname or config.id[:12]
+
+
+def shares(mode: str) -> str:
+    """The container that a mode `container:X` names; empty: another mode."""
+    kind, _, reference = mode.partition(":")
+    return reference if kind == "container" else ""
 
 
 def process(
@@ -171,60 +192,6 @@ def _clamp(value: int, ceiling: int) -> int:
     return min(wanted, _UNLIMITED if ceiling < 0 else ceiling)
 
 
-def resources(limits: Limits, host: Host, privileged: bool = False) -> dict[str, Any]:
-    allow = [{"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"} for major, minor in DEVICES]
-    out: dict[str, Any] = {"devices": [{"allow": True, "access": "rwm"}] if privileged else [{"allow": False, "access": "rwm"}, *allow]}
-    memory: dict[str, int] = {}
-    if limits.memory:
-        memory["limit"] = limits.memory
-        swap = limits.memory_swap or 2 * limits.memory
-        if host.swap_limit and swap > 0 and swap < limits.memory:
-            raise Invalid("Minimum memoryswap limit should be larger than memory limit, see usage")
-        if host.swap_limit:
-            memory["swap"] = swap
-    if limits.memory_reservation:
-        memory["reservation"] = limits.memory_reservation
-    if memory:
-        out["memory"] = memory
-    cpu: dict[str, Any] = {}
-    if limits.nano_cpus:
-        cpu["period"] = 100_000
-        cpu["quota"] = max(limits.nano_cpus // 10_000, 1_000)
-    if limits.cpu_shares:
-        cpu["shares"] = limits.cpu_shares
-    if limits.cpuset_cpus:
-        cpu["cpus"] = limits.cpuset_cpus
-    if cpu:
-        out["cpu"] = cpu
-    if limits.pids > 0:
-        out["pids"] = {"limit": limits.pids}
-    return out
-
-
-class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """Of limits while a container runs."""
-
-    resources: dict[str, Any]
-    """For the runtime's `update`."""
-    released: tuple[str, ...]
-    """Names in `cgroups.RELEASED` of what had a limit and has none any more."""
-
-
-def change_of(old: Limits, new: Limits, host: Host) -> Change:
-    wanted = resources(new, host)
-    del wanted["devices"]
-    memory, cpu = wanted.get("memory", {}), wanted.get("cpu", {})
-    released = {
-        "swap": old.memory and "swap" not in memory,
-        "memory": old.memory and not new.memory,
-        "reservation": old.memory_reservation and not new.memory_reservation,
-        "quota": (old.nano_cpus or old.cpu_quota) and "quota" not in cpu,
-        "shares": old.cpu_shares and not new.cpu_shares,
-        "pids": old.pids > 0 and new.pids <= 0,
-    }
-    return Change(resources=wanted, released=tuple(name for name, free in released.items() if free))
-
-
 def cgroup_path(config: ContainerConfig, parent: str) -> str:
     return f"/{(config.cgroup_parent or parent).strip('/')}/{config.id}"
 
@@ -248,6 +215,10 @@ def mounts(config: ContainerConfig, paths: Paths, host: Host) -> list[dict[str, 
     }
     if config.init:
         own[INIT] = _mount(INIT, "bind", host.init, "bind", "ro")
+    if paths.shm:
+        base["/dev/shm"] = _mount("/dev/shm", "bind", paths.shm, "bind", "rw", "nosuid", "nodev", "noexec", "rprivate")
+    elif config.ipc_mode == "none":
+        del base["/dev/shm"]
     user = {posixpath.normpath(mount.target): _user_mount(mount) for mount in config.mounts}
     runtime = [mount for target, mount in base.items() if target not in user]
     rest = {**own, **user}
@@ -262,10 +233,71 @@ def _user_mount(mount: Mount) -> dict[str, Any]:
     if not mount.target.startswith("/"):
         raise Invalid(f"invalid mount config: mount path must be absolute: {mount.target}")
     if mount.kind == "tmpfs":
+        for option in mount.options:
+            if option not in TMPFS_FLAGS and option.partition("=")[0] not in TMPFS_DATA:
+                raise Invalid(f'Invalid tmpfs option "{option}"')
         options = ["nosuid", "nodev", "noexec", *mount.options, *(["ro"] if mount.read_only else [])]
         return _mount(mount.target, "tmpfs", "tmpfs", *options)
     options = ["rbind" if mount.recursive else "bind", "ro" if mount.read_only else "rw", mount.propagation or "rprivate", *mount.options]
     return _mount(mount.target, "bind", mount.source, *options)
+
+
+def namespaces(config: ContainerConfig, joined: Joined, host: Host) -> list[dict[str, str]]:
+    """Its own, another container's, or (left out) the host's."""
+    out: list[dict[str, str]] = [{"type": "mount"}]
+    if config.uts_mode not in ("", "host", "private"):
+        raise Invalid(f"invalid UTS mode: {config.uts_mode}")
+    if config.uts_mode != "host":
+        out.append({"type": "uts"})
+    for kind, mode, known in (
+        ("ipc", config.ipc_mode, ("", "private", "shareable", "none", "host")),
+        ("pid", config.pid_mode, ("", "private", "host")),
+    ):
+        if shares(mode):
+            out.append({"type": kind, "path": joined.namespaces.get(kind, "")})
+        elif mode not in known:
+            raise Invalid(f"invalid {kind.upper()} mode: {mode}")
+        elif mode != "host":
+            out.append({"type": kind})
+    if config.cgroupns_mode not in ("", "private", "host"):
+        raise Invalid(f"invalid cgroup namespace mode: {config.cgroupns_mode}")
+    if config.cgroupns_mode == "private" or (host.cgroup2 and not config.cgroupns_mode):
+        out.append({"type": "cgroup"})
+    if not config.host_network:
+        out.append({"type": "network", "path": config.netns} if config.netns else {"type": "network"})
+    return out
+
+
+def _linux(config: ContainerConfig, paths: Paths, host: Host, devices: Sequence[DeviceNode], joined: Joined) -> dict[str, Any]:
+    linux: dict[str, Any] = {
+        "cgroupsPath": paths.cgroup,
+        "namespaces": namespaces(config, joined, host),
+        "resources": {"devices": device_rules(config, devices), **resources(config.limits, host.swap_limit, host.missing)},
+        "sysctl": dict(config.sysctls),
+    }
+    if config.domainname:  # Docker's way; `domainname` in config.json is newer than the runtimes
+        linux["sysctl"].setdefault("kernel.domainname", config.domainname)
+    if devices:
+        linux["devices"] = [
+            {
+                "path": one.path,
+                "type": one.kind,
+                "major": one.major,
+                "minor": one.minor,
+                "fileMode": one.mode,
+                "uid": one.uid,
+                "gid": one.gid,
+            }
+            for one in devices
+        ]
+    for name, usual, given in (("maskedPaths", MASKED, config.masked_paths), ("readonlyPaths", READ_ONLY, config.readonly_paths)):
+        if wanted := given if given is not None else () if config.privileged else usual:
+            linux[name] = list(wanted)
+    if any(mount.propagation in ("rshared", "shared") for mount in config.mounts):
+        linux["rootfsPropagation"] = "shared"
+    elif any(mount.propagation in ("rslave", "slave") for mount in config.mounts):
+        linux["rootfsPropagation"] = "slave"
+    return linux
 
 
 def oci_spec(
@@ -276,6 +308,8 @@ def oci_spec(
     *,
     seccomp: Mapping[str, Any] | None = None,
     annotations: Mapping[str, str] | None = None,
+    devices: Sequence[DeviceNode] = (),
+    joined: Joined = Joined(),
 ) -> dict[str, Any]:
     """config.json. `seccomp`: the OCI profile, or None when the runtime gets it compiled by annotation (or not at all)."""
     if not config.args:
@@ -283,40 +317,20 @@ def oci_spec(
     if config.init and not host.init:
         raise Invalid('exec: "docker-init": executable file not found in $PATH: this host has no static init (tini-static)')
     args = (INIT, "--", *config.args) if config.init else config.args
-    namespaces: list[dict[str, str]] = [{"type": kind} for kind in ("mount", "uts", "ipc", "pid")]
-    if host.cgroup2 and not config.privileged:
-        namespaces.append({"type": "cgroup"})
-    if not config.host_network:
-        namespaces.append({"type": "network", "path": config.netns} if config.netns else {"type": "network"})
-    linux: dict[str, Any] = {
-        "cgroupsPath": paths.cgroup,
-        "namespaces": namespaces,
-        "resources": resources(config.limits, host, config.privileged),
-        "sysctl": dict(config.sysctls),
-    }
-    if config.privileged:
-        linux["devices"] = [
-            {"path": path, "type": kind, "major": major, "minor": minor, "fileMode": mode, "uid": 0, "gid": 0}
-            for path, kind, major, minor, mode in host.devices
-        ]
-    else:
-        linux["maskedPaths"] = list(MASKED)
-        linux["readonlyPaths"] = list(READ_ONLY)
-        if seccomp is not None:
-            linux["seccomp"] = dict(seccomp)
-    if any(mount.propagation in ("rshared", "shared") for mount in config.mounts):
-        linux["rootfsPropagation"] = "shared"
-    elif any(mount.propagation in ("rslave", "slave") for mount in config.mounts):
-        linux["rootfsPropagation"] = "slave"
-    return {
+    linux = _linux(config, paths, host, devices, joined)
+    if seccomp is not None and not config.privileged:
+        linux["seccomp"] = dict(seccomp)
+    out = {
         "ociVersion": "1.0.2",
         "process": process(config, identity, host, args=args, terminal=config.tty, cwd=config.cwd, privileged=config.privileged),
         "root": {"path": paths.rootfs, "readonly": config.read_only},
-        "hostname": hostname(config),
         "mounts": mounts(config, paths, host),
         "linux": linux,
         "annotations": dict(annotations or {}),
     }
+    if config.uts_mode != "host":
+        out["hostname"] = hostname(config)
+    return out
 
 
 def exec_process(config: ContainerConfig, wanted: ExecConfig, identity: Identity, host: Host) -> dict[str, Any]:
