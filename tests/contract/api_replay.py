@@ -19,7 +19,7 @@ DATA = pathlib.Path(__file__).parents[1] / "data" / "recorded"
 PATIENCE = 400
 """Steps of the world (a quarter of a second each) that an answer is waited for: as long as the recording client waited, and some."""
 
-NOT_BUILT = ("Secrets", "Configs", "Networks")
+NOT_BUILT = ("Secrets", "Configs")
 """Parts of a service spec that skep refuses so far: taken out of requests and answers alike."""
 
 

@@ -125,9 +125,9 @@ def test_who_is_there() -> None:
         await service(client, "rr", [{"Target": "net1"}], EndpointSpec={"Mode": "dnsrr"})
         tasks = await running(client, world, "web", 2)
         (alone,) = await running(client, world, "rr")
-        places = [a["Network"]["Spec"]["Name"] for a in tasks[0]["NetworksAttachments"]]
-        assert places == ["ingress", "net1", "net2"]
-        assert (tasks[0]["NetworksAttachments"][1]["Aliases"], tasks[0]["NetworksAttachments"][1]["DriverOpts"]) == (["al"], {"o": "1"})
+        places = [(a["Network"]["Spec"]["Name"], a["Network"]["ID"]) for a in tasks[0]["NetworksAttachments"]]
+        assert [name for name, _ in places] == ["ingress", "net1", "net2"]
+        assert tasks[0]["Spec"]["Networks"][0] == {"Target": places[1][1], "Aliases": ["al"], "DriverOpts": {"o": "1"}}
         vips = (await client.ask("GET", f"/services/{id}")).body["Endpoint"]["VirtualIPs"]
         assert len(vips) == 3
         assert "VirtualIPs" not in (await client.ask("GET", "/services/rr")).body["Endpoint"]

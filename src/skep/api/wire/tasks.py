@@ -33,15 +33,12 @@ def _status(status: TaskStatus) -> dict[str, Any]:
 
 
 def _attachments(task: Task, networks: list[Network | None]) -> list[dict[str, Any]]:
+    """Aliases and driver options stand in the task's spec only."""
     shown = []
     for attachment, network in zip(task.attachments, networks, strict=True):
         item: dict[str, Any] = {"Network": store_form(network) if network is not None else {"ID": attachment.network_id}}
         if attachment.addresses:
             item["Addresses"] = attachment.addresses
-        if attachment.aliases:
-            item["Aliases"] = attachment.aliases
-        if attachment.driver_opts:
-            item["DriverOpts"] = attachment.driver_opts
         shown.append(item)
     return shown
 
