@@ -31,7 +31,7 @@ def check_propagation(mounts: Iterable[Mount], apart: bool) -> None:
                 raise SkepError(f"path {mount.source} is mounted on {point.path} but it is not a shared mount")
             if apart:
                 raise SkepError(
-                    f"mount {mount.target}: propagation {mount.propagation} needs the runtime runc on a host with hybrid cgroups"
+                    f"mount {mount.target}: on a host with hybrid cgroups propagation {mount.propagation} needs the runtime runc"
                 )
         elif not (point.shared or point.slave):
             raise SkepError(f"path {mount.source} is mounted on {point.path} but it is not a shared or slave mount")

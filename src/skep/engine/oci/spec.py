@@ -6,7 +6,7 @@ The values are Docker's: capabilities, masked and read-only paths, devices, limi
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -229,14 +229,23 @@ def _mount(target: str, kind: str, source: str, *options: str) -> dict[str, Any]
     return {"destination": target, "type": kind, "source": source, "options": list(options)}
 
 
+def _tmpfs_options(given: Iterable[str]) -> list[str]:
+    """Docker's own, with what is given in their place: `exec` takes `noexec` away."""
+    merged: dict[str, str] = {}
+    for option in ("noexec", "nosuid", "nodev", *given):
+        name = option.partition("=")[0]
+        if option not in TMPFS_FLAGS and name not in TMPFS_DATA:
+            raise Invalid(f'Invalid tmpfs option "{option}"')
+        kind = "rw" if name in ("rw", "ro") else name.removeprefix("no") if name.removeprefix("no") in TMPFS_FLAGS else name
+        merged[kind] = option
+    return list(merged.values())
+
+
 def _user_mount(mount: Mount) -> dict[str, Any]:
     if not mount.target.startswith("/"):
         raise Invalid(f"invalid mount config: mount path must be absolute: {mount.target}")
     if mount.kind == "tmpfs":
-        for option in mount.options:
-            if option not in TMPFS_FLAGS and option.partition("=")[0] not in TMPFS_DATA:
-                raise Invalid(f'Invalid tmpfs option "{option}"')
-        options = ["nosuid", "nodev", "noexec", *mount.options, *(["ro"] if mount.read_only else [])]
+        options = _tmpfs_options(mount.options) + (["ro"] if mount.read_only else [])
         return _mount(mount.target, "tmpfs", "tmpfs", *options)
     options = ["rbind" if mount.recursive else "bind", "ro" if mount.read_only else "rw", mount.propagation or "rprivate", *mount.options]
     return _mount(mount.target, "bind", mount.source, *options)
