@@ -44,6 +44,8 @@ class LocalNetwork(msgspec.Struct, frozen=True, kw_only=True):
     masquerade: bool = True
     mtu: int = 0
     """0: the underlay's."""
+    binding: str = ""
+    """The host's address at which ports of its containers are published where none is said; empty: all."""
     resolves: bool = True
     """Containers find each other by name. Not on the predefined `bridge`, as in Docker."""
     name: str = ""

@@ -10,12 +10,21 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
+import msgspec
+
 from skep.datapath.base import LocalNetwork, LocalState
 from skep.datapath.desired import LocalPort, balance, is_ipv4
 from skep.datapath.facts import HOST, ROUTER, UPLINK_GROUP, Chain, Element, Fact, HostRoute
 from skep.datapath.vip import own_facts, self_facts
 
 FIRST_GROUP, LAST_GROUP = 16, 4095
+
+
+class HostNetwork(msgspec.Struct, frozen=True, kw_only=True):
+    """What this host has an address in (`connected`), or only a route to."""
+
+    network: ipaddress.IPv4Network
+    connected: bool
 
 
 def local_facts(state: LocalState, ports: Iterable[LocalPort], addresses: Iterable[str]) -> set[Fact]:

@@ -1,8 +1,9 @@
 """`KernelDatapath`: the contract of skep.datapath.base over a router namespace, packed netlink and nft. See docs/network.md.
 
 Decisions are desired.py and diff.py, pure; the kernel is touched by one thread, one call after another, so there is nothing to lock. What
-was last applied is kept in memory; after a start, an error, and every few minutes the next `apply` compares with the kernel itself and
-mends what differs. Between a start and the first `apply` nothing of the cluster's is touched: containers go on talking.
+was last applied is kept in memory; after a start and an error the next `apply` compares with the kernel itself, and `compare` does so
+whenever somebody has touched anything of ours; what differs is mended (inspection.py, repair.py). Between a start and the first `apply`
+nothing of the cluster's is touched: containers go on talking.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from typing import TypeVar
 
 import msgspec
 
-from skep.clock import MINUTE, Clock
-from skep.datapath import local, netns, ports
+from skep.clock import Clock
+from skep.datapath import local, netns, ports, repair
 from skep.datapath.base import HostPort, LocalState, Place, Resolving, Sandbox, Snapshot
 from skep.datapath.desired import OVERHEAD, Here, LocalPlace, LocalPort, Wanted, desired, is_ipv4, place_facts, usable, vni_of
 from skep.datapath.diff import diff
 from skep.datapath.facts import KEPT, Group
+from skep.datapath.inspection import Faults, Inspection
 from skep.datapath.kernel import Kernel
 from skep.datapath.router import Router
 from skep.datapath.sandbox import Net, Record, Sandboxes
-from skep.errors import Conflict, Invalid, NotFound
+from skep.errors import Conflict, Invalid, NotFound, SkepError
 
 log = logging.getLogger(__name__)
-COMPARE_EVERY = 5 * MINUTE
 T = TypeVar("T")
 
 
@@ -45,6 +46,7 @@ class KernelDatapath:
         self._router = Router(name, run_root, uplink=uplink, aside=aside)
         self._kernel = Kernel(self._router)
         self._sandboxes = Sandboxes(self._router)
+        self._inspection = Inspection(self._router, self._kernel, self._sandboxes)
         self._thread: ThreadPoolExecutor | None = None
         self._snapshot: Snapshot | None = None
         self._local = LocalState()
@@ -55,7 +57,8 @@ class KernelDatapath:
         self._trusted = False
         self._member = False
         """Whether a cluster tells of its part: until it has, nothing of that is touched."""
-        self._compared_at = 0
+        self.mended = 0
+        """How many things were found to be other than we had left them, and mended, since this object was made."""
         self._allotment = ports.Allotment(self._bindable)
         self._mtu = 1500
 
@@ -71,7 +74,7 @@ class KernelDatapath:
         await self._run(self._start_up)
 
     async def shut_down(self) -> None:
-        await self._run(self._router.close)
+        await self._run(self._close)
         self._end_thread()
 
     async def destroy(self) -> None:
@@ -121,7 +124,11 @@ class KernelDatapath:
         await self._run(lambda: self._apply_local(state))
 
     async def compare(self) -> list[str]:
-        return await self._run(self._compare_now)
+        return await self._run(lambda: self._compare(mend=True))
+
+    async def explain(self) -> list[str]:
+        """What `compare` would mend now, a sentence each; nothing is changed."""
+        return await self._run(lambda: self._compare(mend=False))
 
     # -- in the thread
 
@@ -133,12 +140,17 @@ class KernelDatapath:
     def _start_up(self) -> None:
         if not self._router.is_open:
             self._router.open()
+            self._inspection.open()
         self._mtu = self._router.underlay_mtu(self._address)
         self._local = _read_local(self._local_file)
         self._member = self._member_file.exists()
         self._sandboxes.load()
         self._snapshot, self._trusted, self._applied = None, False, Wanted()
         self._settle()
+
+    def _close(self) -> None:
+        self._inspection.close()
+        self._router.close()
 
     def _join(self, address: str) -> None:
         self._address = address
@@ -160,6 +172,7 @@ class KernelDatapath:
         for folder in (self._router.pins, self._router.run_root / "places"):
             for entry in list(folder.iterdir()) if folder.is_dir() else []:
                 netns.remove(entry)
+        self._inspection.close()
         self._router.destroy()
         netns.unshare(self._router.pins)
         for folder in (self._router.pins, self._router.run_root / "places"):
@@ -181,18 +194,21 @@ class KernelDatapath:
         datagrams = {p.address for p in ports if p.protocol == "udp"}
         return Wanted(wanted.facts | facts, wanted.present, wanted.datagrams | datagrams)
 
-    def _settle(self) -> list[str]:
-        """Bring the kernel to what is wanted now; what was mended, where all of it was compared."""
-        now = self._clock.now()
-        if self._member and self._snapshot is None:
-            # what the cluster wants is not known yet: only what this node wants by itself is put there (again)
-            self._change(self._wanted())
-        elif not self._trusted or now - self._compared_at > COMPARE_EVERY:
-            self._compared_at = now
-            return self._compare(self._wanted())
-        else:
-            self._change(self._wanted())
-        return []
+    def _settle(self) -> None:
+        """Bring the kernel to what is wanted now."""
+        if self._undecided or self._trusted:
+            try:
+                # while what the cluster wants is not known, only what this node wants by itself is put there (again)
+                self._change(self._wanted())
+            except SkepError as error:
+                log.warning("what was applied is not what is there (%s): comparing everything", error)
+            else:
+                return
+        self._look(self._wanted(), None, mend=True)
+
+    @property
+    def _undecided(self) -> bool:
+        return self._member and self._snapshot is None
 
     def _apply(self, snapshot: Snapshot) -> None:
         if not self._member:
@@ -214,30 +230,55 @@ class KernelDatapath:
             raise Invalid(
                 f"network {unmasked.id[:12]}: without masquerading its packets need the host's forwarding, which this node stays clear of"
             )
+        if state.networks == self._local.networks and self._trusted:
+            # names are the resolver's
+            return
         temporary = self._local_file.with_suffix(".new")
-        temporary.write_bytes(msgspec.json.encode(state))
+        temporary.write_bytes(msgspec.json.encode(LocalState(networks=state.networks)))
         temporary.replace(self._local_file)
         self._local = state
         self._regroup()
         self._settle()
 
-    def _compare_now(self) -> list[str]:
-        if self._member and self._snapshot is None:
+    def _compare(self, *, mend: bool) -> list[str]:
+        """What differs from what we left, a sentence each; mended and counted if so wished."""
+        if not self._router.is_open:
             return []
-        self._compared_at = self._clock.now()
-        return self._compare(self._wanted())
+        wanted = self._wanted()
+        if mend and self._trusted and wanted != self._applied:
+            # what the node itself is like has changed, as its addresses: no fault of anybody's
+            self._settle()
+        self._inspection.begin()
+        if self._trusted and self._inspection.settled:
+            return []
+        said = self._look(wanted, self._applied if self._trusted else None, mend=mend)
+        if mend and said:
+            self.mended += len(said)
+            for sentence in said[:20]:
+                log.warning("mended: %s", sentence)
+            if len(said) > 20:
+                log.warning("mended: %d more", len(said) - 20)
+        return said
 
-    def _compare(self, wanted: Wanted) -> list[str]:
-        """Against the kernel itself. nft's sets are filled anew in one transaction; no connection notices."""
-        found = self._kernel.read_back()
-        change = diff(found, wanted, self._router.table, leftovers=self._kernel.port_chains())
-        mended = [str(fact) for fact in (*change.replace, *change.add, *change.remove)] if self._trusted else []
-        if mended:
-            log.warning("the router had lost its way: mending %s", ", ".join(mended[:5]))
-        self._trusted = False
-        self._kernel.apply(change)
-        self._applied, self._trusted, self._dead = wanted, True, set(found.present - wanted.present)
-        return mended
+    def _look(self, wanted: Wanted, applied: Wanted | None, *, mend: bool) -> list[str]:
+        """Against the kernel itself; no connection notices. `applied`: what is there if nobody has touched it."""
+        inspection = self._inspection
+        if applied is None:
+            inspection.begin()
+        faults = inspection.faults(applied)
+        if mend:
+            self._trusted = False
+            inspection.mend(faults)
+        found, dead = inspection.found(wanted, applied)
+        if self._undecided:
+            found = repair.in_the_way(found, wanted)
+        said = _said(faults, found, wanted, "was" if mend else "is")
+        if mend:
+            self._dead = (dead | self._dead | found.present) - wanted.present
+            self._kernel.apply(diff(found, wanted, self._router.table, dead=dead | self._dead))
+            self._applied, self._trusted = wanted, not self._undecided
+            inspection.end()
+        return said
 
     def _change(self, wanted: Wanted) -> None:
         change = diff(self._applied, wanted, self._router.table, dead=self._dead)
@@ -356,6 +397,8 @@ class KernelDatapath:
         home = local.home_of(address, self._local.networks.values())
         if home is not None and home.internal and wanted:
             raise Invalid(f"port {wanted[0].target} cannot be published at {address}: its network is internal")
+        if home is not None and home.binding:
+            wanted = tuple(w if w.address else msgspec.structs.replace(w, address=home.binding) for w in wanted)
         others = {(p.at, p.protocol, p.port) for p in self._ports() if p.sandbox_id != sandbox_id} | self._ingress_ports()
         given, mine = self._allotment.give(sandbox_id, address, wanted, record.ports, others)
         self._set_ports(record, tuple(mine))
@@ -403,3 +446,9 @@ def _read_local(file: Path) -> LocalState:
     except msgspec.MsgspecError as error:
         log.warning("%s is left aside: %s", file, error)
     return LocalState()
+
+
+def _said(faults: Faults, found: Wanted, wanted: Wanted, was: str) -> list[str]:
+    lost = {p.link for record in faults.cut for p in record.places} | set(faults.down)
+    said = [f"{what} {was} {how}" for what, how in faults.said]
+    return said + repair.sentences(found, wanted, was=was, lost=lost, empty=faults.empty)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from skep.datapath import netlink, netns, nft, rules
 from skep.datapath.facts import UPLINK_GROUP
+from skep.datapath.local import HostNetwork
 from skep.datapath.rules import UPLINK
 from skep.errors import Invalid, SkepError
 
@@ -74,7 +75,7 @@ class Router:
             netns.make(self.pin)
         with ExitStack() as stack:
             self._open_handles(stack)
-            self._lay()
+            self.lay()
             self._handles = stack.pop_all()
 
     def _open_handles(self, stack: ExitStack) -> None:
@@ -86,7 +87,8 @@ class Router:
         self.host_rules = stack.enter_context(closing(nft.rules(self.host_fd)))
         self.net_rules = stack.enter_context(closing(nft.rules(self.fd)))
 
-    def _lay(self) -> None:
+    def lay(self) -> None:
+        """The uplink and the fixed rules, and what of them is there already stays."""
         with netns.entered(self.fd):
             netns.set_sysctls(IPV4_ROUTER)
             without_ipv6()
@@ -114,13 +116,15 @@ class Router:
         there = [a.address for a in self.net.addresses() if a.device == inside]
         if there:
             self.address = there[0]
-        else:
+        elif not self.address:
             subnet = self._free_subnet()
             self.address = str(subnet[2])
         near = self.near
-        self.host.send([netlink.address(index, near, 30, what=self.link)])
+        self.host.send([netlink.set_link(index, f"{self.link} up", up=True), netlink.address(index, near, 30, what=self.link)])
         lo = netlink.set_link(1, "lo", up=True)
-        self.net.send([lo, netlink.set_link(inside, UPLINK, up=True), netlink.address(inside, self.address, 30, what=UPLINK)])
+        self.net.send(
+            [lo, netlink.set_link(inside, UPLINK, up=True, group=UPLINK_GROUP), netlink.address(inside, self.address, 30, what=UPLINK)]
+        )
         self.net.send([netlink.route("0.0.0.0", 0, index=inside, via=near)])
         with netns.entered(self.fd):
             netns.set_sysctls({f"net/ipv4/conf/{UPLINK}/{k}": v for k, v in NOT_FOR_CONTAINERS.items()})
@@ -198,6 +202,19 @@ def used_networks(host: netlink.Socket) -> list[ipaddress.IPv4Network]:
     nets = [ipaddress.IPv4Interface(f"{a.address}/{a.prefix}").network for a in host.addresses()]
     nets += [ipaddress.IPv4Network(f"{r.destination}/{r.prefix}") for r in host.routes() if r.prefix > 8 and r.kind == 1]
     return nets
+
+
+def host_networks(name: str) -> list[HostNetwork]:
+    """What the thread's host reaches by itself, without what the data path of this name has laid: where containers' subnets must not be."""
+    with netlink.Socket() as host:
+        own = host.index(f"sk{rules.tag(name, 10)}")
+        found = [HostNetwork(network=ipaddress.IPv4Interface(f"{a.address}/{a.prefix}").network, connected=True) for a in host.addresses()]
+        found += [
+            HostNetwork(network=ipaddress.IPv4Network(f"{r.destination}/{r.prefix}"), connected=False)
+            for r in host.routes()
+            if r.prefix > 8 and r.kind == 1 and not (own and r.device == own and r.protocol == netlink.PROTOCOL)
+        ]
+    return found
 
 
 def egress_ports() -> tuple[int, int]:
