@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from skep.engine.oci.images import OciImages
-from skep.engine.oci.layers import flush_file_system
+from skep.engine.oci.files import flush_file_system
 from skep.local.build import Built, Entry, image, layer, program, push_image, text
 from skep.local.images import build_echo_image
 from skep.local.registry import RegistryServer

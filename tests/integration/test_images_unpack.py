@@ -262,7 +262,9 @@ def test_importing_a_tar_as_an_image(tmp_path: Path) -> None:
     node = images(tmp_path)
 
     async def main() -> None:
-        made = await node.import_rootfs(chunks(gzip.compress(data)), "mine:1", compression="gzip", config=b'{"config":{"Cmd":["sh"]}}')
+        id = await node.import_archive(chunks(gzip.compress(data)), reference="mine:1", message="by hand", changes=['CMD ["sh"]'])
+        made = node.get(id)
+        assert made is not None and made.comment == "by hand" and made.history[0]["comment"] == "by hand" and made.created > 0
         assert made.tags == ("mine:1",) and made.layers == (sha256(data),) and made.config.cmd == ("sh",)
         assert os.listdir(node.rootfs_layers(made.id)[0]) == ["bin"]
         await node.collect()

@@ -8,15 +8,14 @@ An image whose config does not match its name, or one of whose layers is not her
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from skep.engine.base import Image
+from skep.engine.oci.files import write_file
 from skep.engine.oci.layers import Layers
 from skep.engine.oci.manifest import Config, decode_config, digest_of
 from skep.engine.oci.reference import Reference, parse
@@ -29,6 +28,8 @@ _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)")
 class Names(msgspec.Struct, kw_only=True):
     tags: dict[str, str] = {}
     digests: dict[str, str] = {}
+    times: dict[str, int] = {}
+    """By id: when an image was last pulled or given a name."""
 
 
 class Catalogue:
@@ -70,6 +71,8 @@ class Catalogue:
         for table in (self.names.tags, self.names.digests):
             for name in [name for name, id in table.items() if id not in self._configs]:
                 del table[name]
+        for id in [id for id in self.names.times if id not in self._configs]:
+            del self.names.times[id]
 
     def save_config(self, id: str, raw: bytes, config: Config) -> None:
         write_file(self._directory / f"{id.partition(':')[2]}.json", raw)
@@ -79,6 +82,7 @@ class Catalogue:
         (self._directory / f"{id.partition(':')[2]}.json").unlink(missing_ok=True)
         self._configs.pop(id, None)
         self._raw.pop(id, None)
+        self.names.times.pop(id, None)
 
     def save_names(self) -> None:
         write_file(self._file, msgspec.json.encode(self.names))
@@ -95,6 +99,10 @@ class Catalogue:
 
     def used_layers(self) -> set[str]:
         return {diff_id for config in self._configs.values() for diff_id in config.rootfs.diff_ids}
+
+    def is_id(self, reference: str) -> bool:
+        """A whole id, with or without its algorithm."""
+        return reference in self._configs or f"sha256:{reference}" in self._configs
 
     def find(self, reference: str) -> str | None:
         """Id by id, name, digest, or unambiguous id prefix, in this order."""
@@ -138,11 +146,23 @@ class Catalogue:
             os=config.os,
             config=config.run(),
             history=tuple(config.history),
+            variant=config.variant,
+            author=config.author,
+            comment=config.comment,
+            docker_version=config.docker_version,
+            layer_sizes=tuple(self._layers.size(diff_id) for diff_id in config.rootfs.diff_ids),
+            tagged_at=self.names.times.get(id, 0),
+            directories=tuple(self._layers.lower(diff_id) for diff_id in dict.fromkeys(reversed(config.rootfs.diff_ids))),
         )
 
 
 def _naming(table: dict[str, str], id: str) -> list[Reference]:
     return sorted(parse(name) for name, named in table.items() if named == id)
+
+
+def stamp(ns: int) -> str:
+    """RFC 3339 with nanoseconds."""
+    return f"{datetime.fromtimestamp(ns // 1_000_000_000, UTC):%Y-%m-%dT%H:%M:%S}.{ns % 1_000_000_000:09d}Z"
 
 
 def nanoseconds(text: str) -> int:
@@ -155,18 +175,3 @@ def nanoseconds(text: str) -> int:
     except ValueError:
         return 0
     return int(moment.timestamp()) * 1_000_000_000 + int(((found[2] or ".")[1:] + "0" * 9)[:9])
-
-
-def write_file(path: Path, data: bytes, *, sync: Callable[[int], None] = os.fsync) -> None:
-    """The whole file or the old one, also after a power cut."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        sync(file.fileno())
-    temporary.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        sync(directory)
-    finally:
-        os.close(directory)

@@ -5,7 +5,9 @@ zstd comes from libzstd.so.1 (every Debian has it, dpkg needs it); Python has it
 
 from __future__ import annotations
 
+import bz2
 import ctypes
+import lzma
 import zlib
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -26,10 +28,18 @@ class Decompressor(Protocol):
 
 
 def decompressor(compression: str) -> Decompressor:
-    """For gzip, zstd or nothing (empty)."""
-    if compression == "gzip":
-        return Gzip()
-    return Zstd() if compression == "zstd" else Plain()
+    """For gzip, zstd, bzip2, xz or nothing (empty)."""
+    kinds: dict[str, type[Decompressor]] = {"gzip": Gzip, "zstd": Zstd, "bzip2": Bzip2, "xz": Xz}
+    return kinds.get(compression, Plain)()
+
+
+MAGIC = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"))
+LONGEST_MAGIC = 6
+
+
+def sniff(head: bytes) -> str:
+    """How something that begins so is compressed; empty: not at all, as far as can be seen."""
+    return next((name for magic, name in MAGIC if head.startswith(magic)), "")
 
 
 class Plain:
@@ -65,6 +75,50 @@ class Gzip:
             raise SkepError("gzip: the stream is empty")
         if not self._stream.eof:
             raise SkepError("gzip: unexpected end of the stream")
+
+
+class _Standard:
+    """Over one of Python's own decompressors that take a limit; more than one stream, one after the other."""
+
+    name = ""
+
+    def __init__(self) -> None:
+        self._stream = self._new()
+        self._started = False
+
+    def _new(self) -> Any:
+        raise NotImplementedError
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        while data or not (self._stream.eof or self._stream.needs_input):
+            if self._stream.eof:
+                self._stream = self._new()
+            self._started = True
+            try:
+                out = self._stream.decompress(data, PIECE)
+            except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
+                raise SkepError(f"{self.name}: {error}") from None
+            if out:
+                yield out
+            data = self._stream.unused_data if self._stream.eof else b""
+
+    def finish(self) -> None:
+        if not self._started or not self._stream.eof:
+            raise SkepError(f"{self.name}: unexpected end of the stream")
+
+
+class Bzip2(_Standard):
+    name = "bzip2"
+
+    def _new(self) -> Any:
+        return bz2.BZ2Decompressor()
+
+
+class Xz(_Standard):
+    name = "xz"
+
+    def _new(self) -> Any:
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=256 << 20)
 
 
 class _Buffer(ctypes.Structure):

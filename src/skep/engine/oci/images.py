@@ -1,4 +1,4 @@
-"""The images of a node: pull, look up, name, remove. Implements `skep.engine.base.Images`.
+"""The images of a node: pull, push, look up, name, remove, archives of them. Implements `skep.engine.base.Images`.
 
 A pull first asks what the name means now, then fetches only what is not here, layers side by side, and names the image when everything
 is in place: whoever sees an image can run it. Errors have Docker's words, because they end up in `service ps`. See docs/engine.md.
@@ -7,8 +7,8 @@ is in place: whoever sees an image can run it. Errors have Docker's words, becau
 from __future__ import annotations
 
 import asyncio
-import json
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +16,19 @@ from typing import Any
 
 from skep.clock import Clock
 from skep.engine.base import Image, Progress
+from skep.engine.oci import removal, saved
 from skep.engine.oci.auth import credentials
-from skep.engine.oci.catalogue import Catalogue
+from skep.engine.oci.catalogue import Catalogue, stamp
+from skep.engine.oci.changes import apply
+from skep.engine.oci.compression import sniff
+from skep.engine.oci.imported import imported_config, sniffed
 from skep.engine.oci.layers import Layers, Report
 from skep.engine.oci.manifest import MAX_CONFIG, Config, Manifest, Platform, choose, decode_config, digest_of, parse_platform
+from skep.engine.oci.push import Push
 from skep.engine.oci.reference import Reference, parse
 from skep.engine.oci.registry import Registry
 from skep.engine.oci.transport import RegistryError, translate
-from skep.errors import Conflict, Invalid, NotFound, SkepError
+from skep.errors import Invalid, NotFound, SkepError
 
 Users = Callable[[str], Sequence[tuple[str, bool]]]
 """(container id, running) of all containers made from this image id."""
@@ -46,6 +51,7 @@ class OciImages:
         self._mirrors = dict(mirrors or {})
         self._clock = clock
         self._machine = os.uname().machine
+        self._root = data_root
         self._layers = Layers(data_root)
         self._catalogue = Catalogue(data_root, self._layers)
         self._making: dict[str, asyncio.Lock] = {}
@@ -55,8 +61,16 @@ class OciImages:
         self.warnings = tuple(self._catalogue.dropped)
         """What was found unusable at the start, a line each."""
 
-    def _registry(self, reference: Reference, auth: str) -> Registry:
-        return Registry(reference, clock=self._clock, credentials=credentials(auth), insecure=self._insecure, mirrors=self._mirrors)
+    def _registry(self, reference: Reference, auth: str, actions: str = "pull") -> Registry:
+        """Mirrors are asked only by who reads."""
+        return Registry(
+            reference,
+            clock=self._clock,
+            credentials=credentials(auth),
+            insecure=self._insecure,
+            mirrors=self._mirrors if actions == "pull" else {},
+            actions=actions,
+        )
 
     async def pull(
         self, reference: str, *, auth: str = "", platform: str = "", on_progress: Callable[[Progress], None] | None = None
@@ -113,14 +127,13 @@ class OciImages:
         """Name it, on disk, then say so."""
         async with self._saving:
             names = self._catalogue.names
-            before = (dict(names.tags), dict(names.digests))
+            names.times[id] = self._clock.now()
             if config is not None and self._catalogue.config(id) is None:
                 await asyncio.to_thread(self._catalogue.save_config, id, raw, config)
             names.digests[f"{named.name}@{top.digest}"] = id
             if not named.digest:
                 names.tags[named.full] = id
-            if before != (names.tags, names.digests):
-                await asyncio.to_thread(self._catalogue.save_names)
+            await asyncio.to_thread(self._catalogue.save_names)
         report(Progress(status=f"Digest: {top.digest}"))
         report(Progress(status=f"Status: {'Downloaded newer image for' if fresh else 'Image is up to date for'} {named.familiar}"))
         return self._catalogue.image(id)
@@ -163,59 +176,130 @@ class OciImages:
             raise NotFound(f"No such image: {image_id}")
         return self._catalogue.raw(image_id)
 
-    async def tag(self, reference: str, target: str) -> None:
-        """Another name for an image that is here."""
-        named = parse(target).tagged()
+    async def tag(self, source: str, reference: str) -> None:
+        named = parse(reference).tagged()
         if named.digest:
             raise Invalid("refusing to create a tag with a digest reference")
         async with self._saving:
-            self._catalogue.names.tags[named.full] = self._find(reference)
+            self._name(self._find(source), named)
             await asyncio.to_thread(self._catalogue.save_names)
 
+    def _name(self, id: str, named: Reference) -> str:
+        """Returns the image that had this name before, when it was another one. To be saved."""
+        before = self._catalogue.names.tags.get(named.full, "")
+        self._catalogue.names.tags[named.full] = id
+        self._catalogue.names.times[id] = self._clock.now()
+        return before if before != id else ""
+
+    async def push(self, reference: str, *, auth: str = "", on_progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
+        named = parse(reference).tagged()
+        report: Report = on_progress or (lambda progress: None)
+        report(Progress(status=f"The push refers to repository [{named.name}]"))
+        if named.digest:
+            raise Invalid("cannot push a digest reference")
+        tags = self._catalogue.names.tags
+        if not any(name.startswith(f"{named.name}:") for name in tags):
+            raise NotFound(f"An image does not exist locally with the tag: {named.familiar_name}")
+        if (id := tags.get(named.full)) is None:
+            raise NotFound(f"tag does not exist: {named.familiar}")
+        config = self._catalogue.config(id)
+        assert config is not None
+        raw, diff_ids = self._catalogue.raw(id), config.rootfs.diff_ids
+        try:
+            with self._layers.hold(diff_ids):
+                async with self._registry(named, auth, actions="pull,push") as registry:
+                    await registry.connect()
+                    pushing = Push(registry, named.path, self._layers, self._clock, report)
+                    digest, size = await pushing.image(named.tag, raw, diff_ids)
+        except RegistryError as error:
+            raise translate(error) from None
+        async with self._saving:
+            if self._catalogue.config(id) is not None:
+                self._catalogue.names.digests[f"{named.name}@{digest}"] = id
+                await asyncio.to_thread(self._catalogue.save_names)
+        report(Progress(status=f"{named.tag}: digest: {digest} size: {size}"))
+        return {"Tag": named.tag, "Digest": digest, "Size": size}
+
+    async def load(self, data: AsyncIterator[bytes]) -> list[str]:
+        with self.importing():
+            return await saved.load(data, self._root, self._layers, parse_platform("", self._machine), self._adopt)
+
+    def save(self, references: Sequence[str]) -> AsyncIterator[bytes]:
+        """A name without a tag stands for all tags of its repository, an id for the image without a name. Raises NotFound at once."""
+        wanted: dict[str, list[Reference]] = {}
+        for reference in references:
+            for id, name in self._to_save(reference):
+                wanted.setdefault(id, []).extend([name] if name else [])
+        return saved.save([self._whole(id, names) for id, names in wanted.items()], self._layers)
+
+    def _to_save(self, reference: str) -> list[tuple[str, Reference | None]]:
+        try:
+            named = parse(reference)
+        except Invalid:
+            named = None
+        if named is not None and not named.tag and not named.digest:
+            tags = self._catalogue.names.tags
+            if found := sorted(name for name in tags if name.startswith(f"{named.name}:")):
+                return [(tags[name], parse(name)) for name in found]
+        id = self._find(reference)
+        if named is not None and named.tag and not named.digest and self._catalogue.named(named):
+            return [(id, named)]
+        return [(id, None)]
+
+    def _whole(self, id: str, names: Sequence[Reference]) -> saved.Whole:
+        config = self._catalogue.config(id)
+        assert config is not None
+        return saved.Whole(id=id, config=self._catalogue.raw(id), diff_ids=tuple(config.rootfs.diff_ids), names=tuple(dict.fromkeys(names)))
+
+    async def import_archive(
+        self, data: AsyncIterator[bytes], *, reference: str = "", message: str = "", changes: Sequence[str] = ()
+    ) -> str:
+        named = [parse(reference).tagged()] if reference else []
+        if named and named[0].digest:
+            raise Invalid("cannot import digest reference")
+        config = apply(changes)
+        with self.importing():
+            head, rest = await sniffed(data)
+            diff_id = await self._layers.put("", sniff(head), rest)
+            raw = imported_config(config, diff_id, message, stamp(self._clock.now()), self._machine)
+            await self._adopt(raw, named)
+            return digest_of(raw)
+
+    async def usage(self) -> tuple[int, dict[str, int]]:
+        users: Counter[str] = Counter()
+        images = {id: set(config.rootfs.diff_ids) for id in self._catalogue.ids() if (config := self._catalogue.config(id))}
+        for diff_ids in images.values():
+            users.update(diff_ids)
+        own = {id: sum(self._layers.size(d) for d in diff_ids if users[d] == 1) for id, diff_ids in images.items()}
+        return sum(self._layers.size(diff_id) for diff_id in self._layers.all()), own
+
     async def remove(self, reference: str, *, force: bool = False) -> list[dict[str, str]]:
-        """Untag, and delete what has no name left, with the layers that nothing else uses. Docker's rules and texts."""
+        """Untag, and delete what has no name left, with the layers that nothing else uses. Docker's rules and texts (removal.py)."""
         async with self._saving:
             id = self._find(reference)
             tags, digests = self._catalogue.references(id)
-            by_id = not _is_named(self._catalogue, reference)
-            gone, deletes = (tags + digests, True) if by_id else _untagged(parse(reference).tagged(), tags, digests)
-            if by_id and not force and len(tags) > 1:
-                raise Conflict(f"conflict: unable to delete {_short(id)} (must be forced) - image is referenced in multiple repositories")
-            deletes = deletes and self._may_delete(id, parse(reference).familiar if not by_id else "", force)
-            for named in gone:
-                table = self._catalogue.names.digests if named.digest else self._catalogue.names.tags
-                table.pop(named.full, None)
+            named = named_by(self._catalogue, reference)
+            gone, deletes = removal.decide(id, tags + digests, self.users(id), named, reference, force=force)
+            for name in gone:
+                (self._catalogue.names.digests if name.digest else self._catalogue.names.tags).pop(name.full, None)
             await asyncio.to_thread(self._catalogue.save_names)
-            answer = [{"Untagged": named.familiar} for named in gone]
+            answer = [{"Untagged": name.familiar} for name in gone]
             if deletes:
                 self._catalogue.drop_config(id)
                 answer.append({"Deleted": id})
                 answer += [{"Deleted": diff_id} for diff_id in await self._collect()]
             return answer
 
-    def _may_delete(self, id: str, name: str, force: bool) -> bool:
-        """Containers keep their image: a running one always, another unless forced. A name can be taken off by force all the same."""
-        for user, running in self.users(id):
-            container = user[:12]
-            if name and not force:
-                raise Conflict(
-                    f'conflict: unable to remove repository reference "{name}" (must force) - '
-                    f"container {container} is using its referenced image {_short(id)}"
-                )
-            if running and not name:
-                raise Conflict(
-                    f"conflict: unable to delete {_short(id)} (cannot be forced) - image is being used by running container {container}"
-                )
-            if not name and not force:
-                raise Conflict(
-                    f"conflict: unable to delete {_short(id)} (must be forced) - image is being used by stopped container {container}"
-                )
-        return not self.users(id)
-
     async def collect(self) -> list[str]:
         """Remove layers that no image uses; returns their diff ids."""
         async with self._saving:
             return await self._collect()
+
+    async def tidy(self) -> int:
+        """Remove what only helps a next pull: downloads that broke off, layers of no image. Returns the bytes."""
+        sizes = {diff_id: self._layers.size(diff_id) for diff_id in self._layers.all()}
+        freed = await asyncio.to_thread(self._layers.partials.clear)
+        return freed + sum(sizes.get(diff_id, 0) for diff_id in await self.collect())
 
     async def _collect(self) -> list[str]:
         """Nothing while an import is under way: its layers belong to no image yet."""
@@ -229,28 +313,21 @@ class OciImages:
         finally:
             self._imports -= 1
 
-    async def import_rootfs(self, source: AsyncIterator[bytes], name: str, *, compression: str = "", config: bytes = b"{}") -> Image:
-        """An image of one layer from a tar stream (`docker import`). `config`: an image config without rootfs, JSON."""
-        with self.importing():
-            diff_id = await self._layers.put("", compression, source)
-            return await self.adopt(with_rootfs(config, [diff_id], self._machine), [name])
-
-    async def put_layer(self, diff_id: str, compression: str, source: AsyncIterator[bytes]) -> str:
-        """A layer that came by another way than a registry; within `importing`."""
-        return await self._layers.put(diff_id, compression, source)
-
-    async def adopt(self, raw: bytes, names: Sequence[str]) -> Image:
-        """Take in an image whose layers are all here."""
+    async def _adopt(self, raw: bytes, names: Sequence[Reference]) -> list[str]:
+        """Take in an image whose layers are all here; a line for each name that another image had."""
         id, config = digest_of(raw), decode_config(raw)
         for diff_id in config.rootfs.diff_ids:
             if not self._layers.present(diff_id):
                 raise NotFound(f"layer {diff_id} of {id} is missing")
+        lines = []
         async with self._saving:
             await asyncio.to_thread(self._catalogue.save_config, id, raw, config)
+            self._catalogue.names.times[id] = self._clock.now()
             for name in names:
-                self._catalogue.names.tags[parse(name).tagged().full] = id
+                if before := self._name(id, name):
+                    lines.append(f"The image {name.familiar} already exists, renaming the old one with ID {before} to empty string")
             await asyncio.to_thread(self._catalogue.save_names)
-        return self._catalogue.image(id)
+        return lines
 
     def _find(self, reference: str) -> str:
         id = self._catalogue.find(reference)
@@ -261,14 +338,6 @@ class OciImages:
                 pass
             raise NotFound(f"No such image: {reference}")
         return id
-
-
-def with_rootfs(config: bytes, diff_ids: Sequence[str], machine: str) -> bytes:
-    """An image config completed with its layers and platform; the same input gives the same bytes."""
-    platform = parse_platform("", machine)
-    whole = {"architecture": platform.architecture, "os": platform.os, **json.loads(config)}
-    whole["rootfs"] = {"type": "layers", "diff_ids": list(diff_ids)}
-    return json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _explain(named: Reference, error: SkepError) -> SkepError:
@@ -295,25 +364,12 @@ def _shown(platform: Platform) -> dict[str, str]:
     return {**shown, "variant": platform.variant} if platform.variant else shown
 
 
-def _short(id: str) -> str:
-    return id.partition(":")[2][:12]
-
-
-def _is_named(catalogue: Catalogue, reference: str) -> bool:
+def named_by(catalogue: Catalogue, reference: str) -> Reference | None:
+    """The name that this is, where it is one and not an id."""
+    if catalogue.is_id(reference):
+        return None
     try:
-        return catalogue.named(parse(reference)) is not None
+        named = parse(reference).tagged()
     except Invalid:
-        return False
-
-
-def _untagged(named: Reference, tags: list[Reference], digests: list[Reference]) -> tuple[list[Reference], bool]:
-    """What goes when one name goes: with a repository's last tag its digests too. The image goes with its last name."""
-    gone = [
-        other
-        for other in tags + digests
-        if other.full == named.full or (named.digest and other.name == named.name and other.digest == named.digest)
-    ]
-    if not any(other.name == named.name and other not in gone for other in tags):
-        gone += [other for other in digests if other.name == named.name and other not in gone]
-    left = [other for other in tags + digests if other not in gone]
-    return gone, not left
+        return None
+    return named if catalogue.named(named) is not None else None

@@ -2,7 +2,9 @@
 
     <root>/layers/<hex>.tmp/diff    while it is unpacked; swept away at the next start
     <root>/layers/<hex>/diff        what overlayfs is given
-    <root>/layers/<hex>/layer.json  its size; written before the rename
+    <root>/layers/<hex>/tar.z       what is needed to put its tar together again (tarsplit.py)
+    <root>/layers/<hex>/layer.json  its sizes, and the blobs it is known as at registries; written before the rename
+    <root>/partial/<hex>            a download that broke off (partial.py)
     <root>/l/<6 hex>                a short symbolic link to diff: the lowerdir option of mount(2) is limited to a page
 
 A layer is flushed to the disk before its rename, so that a directory without `.tmp` is whole also after a power cut. A lock per layer makes
@@ -12,7 +14,7 @@ two pulls of it one: who comes second finds it there, or tries itself where the 
 from __future__ import annotations
 
 import asyncio
-import ctypes
+import hashlib
 import os
 import shutil
 from collections import Counter
@@ -20,25 +22,45 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection,
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
 from skep.engine.base import Progress
+from skep.engine.oci.files import flush_file_system, write_file
 from skep.engine.oci.manifest import Descriptor
+from skep.engine.oci.partial import Partials
 from skep.engine.oci.registry import Registry
-from skep.engine.oci.unpack import MAX_UNPACKED, unpack
+from skep.engine.oci.tarsplit import joined
+from skep.engine.oci.transport import ConnectionFailed
+from skep.engine.oci.unpack import MAX_UNPACKED, WrongDigest, unpack
 from skep.errors import SkepError
 
 PARALLEL = 3
 """Layers in the making at once, as in Docker."""
 LINK = 6
 REPORT_EVERY = 512 << 10
+MOST_BLOBS = 8
+"""Kept of those a layer is known as; the latest."""
 
 Report = Callable[[Progress], None]
 
 
-class _Record(msgspec.Struct, frozen=True, kw_only=True):
+class Blob(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer as registries have it, compressed."""
+
+    digest: str
     size: int
+    repositories: tuple[str, ...] = ()
+    """`registry:5000/a/b` where it was seen."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    size: int
+    """Bytes of its regular files."""
+    total: int = 0
+    """Bytes of its tar; 0: made by a version that could not put it together again."""
+    blobs: tuple[Blob, ...] = ()
 
 
 class Layers:
@@ -47,11 +69,12 @@ class Layers:
         self._links = root / "l"
         self._limit = limit
         self._slots = asyncio.Semaphore(parallel)
-        self._executor = ThreadPoolExecutor(parallel, "skep-layer")
+        self.executor = ThreadPoolExecutor(parallel, "skep-layer")
         self._locks: dict[str, asyncio.Lock] = {}
         self._held: Counter[str] = Counter()
-        self._sizes: dict[str, int] = {}
+        self._records: dict[str, Record] = {}
         self._short: dict[str, str] = {}
+        self.partials = Partials(root, self.executor)
         self._load()
 
     def _load(self) -> None:
@@ -63,28 +86,66 @@ class Layers:
                 shutil.rmtree(entry, ignore_errors=True)
                 continue
             try:
-                self._sizes[entry.name] = msgspec.json.decode((entry / "layer.json").read_bytes(), type=_Record).size
+                self._records[entry.name] = msgspec.json.decode((entry / "layer.json").read_bytes(), type=Record)
             except (OSError, msgspec.MsgspecError):
                 shutil.rmtree(entry, ignore_errors=True)
         for link in self._links.iterdir():
             name = Path(os.readlink(link)).parent.name
-            if name in self._sizes and name not in self._short:
+            if name in self._records and name not in self._short:
                 self._short[name] = link.name
             else:
                 link.unlink()
-        for name in self._sizes:
+        for name in self._records:
             self._link(name)
 
     def present(self, diff_id: str) -> bool:
-        return _name(diff_id) in self._sizes
+        return _name(diff_id) in self._records
 
     def size(self, diff_id: str) -> int:
         """Bytes of its files; 0 when it is not here."""
-        return self._sizes.get(_name(diff_id), 0)
+        record = self._records.get(_name(diff_id))
+        return record.size if record is not None else 0
+
+    def record(self, diff_id: str) -> Record:
+        """Of a layer that is here."""
+        return self._records[_name(diff_id)]
+
+    def known_as(self, diff_id: str, blob: Blob) -> None:
+        """A registry has it as this blob, too. Blocks for a moment."""
+        record = self._records[_name(diff_id)]
+        for known in record.blobs:
+            if known.digest == blob.digest:
+                blob = msgspec.structs.replace(known, repositories=tuple(dict.fromkeys((*known.repositories, *blob.repositories))))
+                if blob == known:
+                    return
+        others = tuple(known for known in record.blobs if known.digest != blob.digest)
+        record = msgspec.structs.replace(record, blobs=(*others, blob)[-MOST_BLOBS:])
+        write_file(self._layers / _name(diff_id) / "layer.json", msgspec.json.encode(record))
+        self._records[_name(diff_id)] = record
 
     def all(self) -> set[str]:
         """Diff ids."""
-        return {f"sha256:{name}" for name in self._sizes}
+        return {f"sha256:{name}" for name in self._records}
+
+    def tar(self, diff_id: str) -> Iterator[bytes]:
+        """Its tar, byte for byte; raises SkepError, at the end at the latest, where it is not what it was. Blocks; hold the layer."""
+        folder, digest = self._layers / _name(diff_id), hashlib.sha256()
+        try:
+            record = open(folder / "tar.z", "rb")  # noqa: SIM115
+        except FileNotFoundError:
+            raise SkepError(f"layer {diff_id} was unpacked by an older version, which did not note how: pull its image again") from None
+        with record:
+            for piece in joined(record, str(folder / "diff")):
+                digest.update(piece)
+                yield piece
+        if digest.hexdigest() != _name(diff_id):
+            raise SkepError(f"layer {diff_id} is not any more as it was unpacked")
+
+    async def pieces(self, diff_id: str) -> AsyncGenerator[bytes, None]:
+        """The same from a worker thread."""
+        loop, tar = asyncio.get_running_loop(), self.tar(diff_id)
+        while piece := await loop.run_in_executor(self.executor, next, tar, b""):
+            yield piece
 
     def lower(self, diff_id: str) -> str:
         """The short path of a layer that is here."""
@@ -110,11 +171,33 @@ class Layers:
             if not self.present(diff_id):
                 if self._slots.locked():
                     report(Progress(status="Waiting", id=blob.short))
-                async with self._slots, aclosing(_watched(registry.blob(blob), blob, report)) as source:
-                    await self._make(diff_id, blob.compression, source, digest=blob.digest)
+                async with self._slots:
+                    await self._download(diff_id, blob, registry, report)
             else:
                 report(Progress(status="Download complete", id=blob.short))
         report(Progress(status="Pull complete", id=blob.short))
+
+    async def _download(self, diff_id: str, blob: Descriptor, registry: Registry, report: Report) -> None:
+        known = Blob(digest=blob.digest, size=blob.size, repositories=(registry.repository,)) if blob.compression == "gzip" else None
+        while True:
+            resumed = self.partials.size(blob)
+            try:
+                async with aclosing(_watched(self.partials.fetch(blob, registry), blob, report)) as source:
+                    await self._make(diff_id, blob.compression, source, digest=blob.digest, blob=known)
+            except (ConnectionFailed, asyncio.CancelledError):
+                # worth going on from here another time
+                raise
+            except WrongDigest:
+                self.partials.discard(blob)
+                if not resumed:
+                    raise
+                # perhaps it is only what was kept that is bad
+                continue
+            except BaseException:
+                self.partials.discard(blob)
+                raise
+            self.partials.discard(blob)
+            return
 
     async def put(self, diff_id: str, compression: str, source: AsyncIterator[bytes]) -> str:
         """From bytes that are here already. With an empty `diff_id` the layer's own is taken. Returns the diff id."""
@@ -123,20 +206,25 @@ class Layers:
                 return diff_id
             return await self._make(diff_id, compression, source)
 
-    async def _make(self, diff_id: str, compression: str, source: AsyncIterator[bytes], *, digest: str = "") -> str:
+    async def _make(
+        self, diff_id: str, compression: str, source: AsyncIterator[bytes], *, digest: str = "", blob: Blob | None = None
+    ) -> str:
         making = self._layers / ((_name(diff_id) if diff_id else "import") + ".tmp")
         loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._executor, _prepare, making)
-            made = await unpack(source, compression, making / "diff", self._executor, digest=digest, limit=self._limit)
+            with await loop.run_in_executor(self.executor, _prepare, making) as record:
+                made = await unpack(source, compression, making / "diff", self.executor, digest=digest, limit=self._limit, record=record)
             if diff_id and made.diff_id != diff_id:
                 raise SkepError(f"layers from manifest don't match image configuration: {diff_id} unpacked as {made.diff_id}")
             name = _name(made.diff_id)
-            if name not in self._sizes:
-                await loop.run_in_executor(self._executor, _settle, making, self._layers / name, made.size)
-                self._sizes[name] = made.size
+            if name not in self._records:
+                kept = Record(size=made.size, total=made.total, blobs=(blob,) if blob else ())
+                await loop.run_in_executor(self.executor, _settle, making, self._layers / name, kept)
+                self._records[name] = kept
                 self._link(name)
             return made.diff_id
+        except OSError as error:
+            raise SkepError(f"the layer cannot be kept: {(error.strerror or str(error)).lower()}: {self._layers}") from None
         finally:
             shutil.rmtree(making, ignore_errors=True)
 
@@ -151,14 +239,14 @@ class Layers:
     async def collect(self, keep: Collection[str]) -> list[str]:
         """Remove all layers but these and those that are held; returns the removed diff ids."""
         kept = {_name(diff_id) for diff_id in keep} | {_name(diff_id) for diff_id in self._held}
-        gone = sorted(set(self._sizes) - kept)
+        gone = sorted(set(self._records) - kept)
         for name in gone:
-            del self._sizes[name]
+            del self._records[name]
             (self._links / self._short.pop(name)).unlink(missing_ok=True)
             (self._layers / name).rename(self._layers / f"{name}.gone")
         loop = asyncio.get_running_loop()
         for name in gone:
-            await loop.run_in_executor(self._executor, _erase, self._layers / f"{name}.gone")
+            await loop.run_in_executor(self.executor, _erase, self._layers / f"{name}.gone")
         return [f"sha256:{name}" for name in gone]
 
 
@@ -166,32 +254,24 @@ def _name(diff_id: str) -> str:
     return diff_id.partition(":")[2]
 
 
-def _prepare(making: Path) -> None:
+def _prepare(making: Path) -> BinaryIO:
+    """An empty folder for it; gives the file for the record of its tar."""
     if making.exists():
         shutil.rmtree(making)
     making.mkdir(mode=0o700)
     (making / "diff").mkdir()
     (making / "diff").chmod(0o755)
+    return open(making / "tar.z", "wb")
 
 
 def _erase(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _settle(making: Path, final: Path, size: int) -> None:
-    (making / "layer.json").write_bytes(msgspec.json.encode(_Record(size=size)))
+def _settle(making: Path, final: Path, record: Record) -> None:
+    (making / "layer.json").write_bytes(msgspec.json.encode(record))
     flush_file_system(making)
     making.rename(final)
-
-
-def flush_file_system(path: Path) -> None:
-    """syncfs(2): one call for a tree of any size."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
-            raise OSError(ctypes.get_errno(), "syncfs", str(path))
-    finally:
-        os.close(descriptor)
 
 
 async def _watched(source: AsyncGenerator[bytes, None], blob: Descriptor, report: Report) -> AsyncGenerator[bytes, None]:

@@ -20,6 +20,8 @@ OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 ACCEPTED = (DOCKER_MANIFEST, DOCKER_LIST, OCI_INDEX, OCI_MANIFEST)
 
@@ -30,7 +32,7 @@ MAX_LAYERS = 127
 
 _COMPRESSION = {
     OCI_LAYER: "gzip",
-    "application/vnd.docker.image.rootfs.diff.tar.gzip": "gzip",
+    DOCKER_LAYER: "gzip",
     "application/vnd.oci.image.layer.v1.tar": "",
     "application/vnd.docker.image.rootfs.diff.tar": "",
     "application/vnd.oci.image.layer.v1.tar+zstd": "zstd",
@@ -170,6 +172,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
     volumes: dict[str, Any] = msgspec.field(name="Volumes", default_factory=dict)
     stop_signal: str = msgspec.field(name="StopSignal", default="")
     healthcheck: dict[str, Any] | None = msgspec.field(name="Healthcheck", default=None)
+    on_build: list[str] = msgspec.field(name="OnBuild", default_factory=list)
+    shell: list[str] = msgspec.field(name="Shell", default_factory=list)
 
 
 class _RootFS(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,6 +188,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     os: str = "linux"
     variant: str = ""
     created: str = ""
+    author: str = ""
+    comment: str = ""
+    docker_version: str = ""
     config: RunConfig = RunConfig()
     rootfs: _RootFS = _RootFS()
     history: list[dict[str, Any]] = []
@@ -201,6 +208,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             volumes=tuple(sorted(c.volumes)),
             stop_signal=c.stop_signal,
             healthcheck=c.healthcheck,
+            on_build=tuple(c.on_build),
+            shell=tuple(c.shell),
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, NoReturn
@@ -32,6 +32,8 @@ MAX_ANSWER = 1 << 20
 TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
 AGENT = "skep/0.1"
 
+Body = bytes | Callable[[], AsyncIterator[bytes]] | None
+"""Of a request; what is streamed is made anew for each attempt."""
 _BROKEN = (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError, TimeoutError, ConnectionError)
 
 
@@ -60,8 +62,11 @@ class Registry:
         credentials: Credentials | None = None,
         insecure: Collection[str] = (),
         mirrors: Mapping[str, Sequence[str]] | None = None,
+        actions: str = "pull",
     ) -> None:
+        """`actions`: what the token server is asked to allow."""
         self._reference = reference
+        self._actions = actions
         self._clock = clock
         self._credentials = credentials or Credentials()
         self._endpoints = endpoints(reference.domain, insecure, mirrors or {})
@@ -77,6 +82,35 @@ class Registry:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._session.close()
+
+    @property
+    def repository(self) -> str:
+        """`registry:5000/a/b`."""
+        return self._reference.name
+
+    async def connect(self) -> None:
+        """Choose the endpoint without asking for anything; for what only writes. Raises ConnectionFailed where nobody answers."""
+        last: SkepError = SkepError(f"no endpoints for {self._reference.domain}")
+        for endpoint in self._endpoints:
+            try:
+                await self._greet(endpoint)
+            except ConnectionFailed as error:
+                last = error
+                continue
+            self._endpoint = endpoint
+            return
+        raise last
+
+    @asynccontextmanager
+    async def send(
+        self, method: str, path: str | URL, body: Body = None, headers: Mapping[str, str] | None = None, *, expected: Collection[int]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """To the endpoint chosen: an answer with one of these statuses, or RegistryError. `body` may be asked for more than once."""
+        assert self._endpoint is not None
+        async with self._request(self._endpoint, path, headers, method=method, body=body) as answer:
+            if answer.status not in expected:
+                await self._refuse(answer)
+            yield answer
 
     async def manifest(self, target: str) -> Manifest:
         """By tag or digest. The first endpoint that has it also serves the blobs.
@@ -140,11 +174,10 @@ class Registry:
             raise SkepError(f"filesystem layer verification failed for digest {blob.digest}")
         return data
 
-    async def blob(self, blob: Descriptor) -> AsyncGenerator[bytes, None]:
-        """The blob's bytes, exactly `size` of them; a broken connection is taken up where it broke. The digest is the caller's to check."""
+    async def blob(self, blob: Descriptor, offset: int = 0) -> AsyncGenerator[bytes, None]:
+        """The blob's bytes from `offset` to its `size`; a broken connection is taken up where it broke. The caller checks the digest."""
         endpoint = self._endpoint or self._endpoints[-1]
         path = f"/v2/{self._reference.path}/blobs/{blob.digest}"
-        offset = 0
         for attempt in range(ATTEMPTS):
             headers = {"Range": f"bytes={offset}-"} if offset else {}
             try:
@@ -172,13 +205,13 @@ class Registry:
 
     @asynccontextmanager
     async def _request(
-        self, endpoint: Endpoint, path: str, headers: Mapping[str, str] | None = None
+        self, endpoint: Endpoint, path: str | URL, headers: Mapping[str, str] | None = None, *, method: str = "GET", body: Body = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """An answer, whatever its status; tried again on 429 and 5xx, and once with a new token on 401."""
         renewed = False
         attempt = 0
         while True:
-            answer = await self._follow(endpoint, path, headers or {})
+            answer = await self._follow(endpoint, path, headers or {}, method, body)
             try:
                 if answer.status == 401 and path != "/v2/" and not renewed:
                     renewed = True
@@ -192,28 +225,39 @@ class Registry:
             finally:
                 answer.close()
 
-    async def _follow(self, endpoint: Endpoint, path: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        """One GET with its redirects. TLS is never given up on the way."""
-        first = url = URL(endpoint.base + path)
+    async def _follow(
+        self, endpoint: Endpoint, path: str | URL, headers: Mapping[str, str], method: str, body: Body
+    ) -> aiohttp.ClientResponse:
+        """One request with its redirects. TLS is never given up on the way, and no other host is told who we are."""
+        own = URL(endpoint.base).origin()
+        first = url = path if isinstance(path, URL) else URL(endpoint.base + path)
+        if own.scheme == "https" and first.scheme != "https":
+            raise SkepError(f"{own.host} sends us to {first.scheme}://{first.host}, which is not over TLS")
         for _ in range(REDIRECTS + 1):
             sent = dict(headers)
-            if url.origin() == first.origin() and (value := self._authorization.get(endpoint.base)):
+            if url.origin() == own and (value := self._authorization.get(endpoint.base)):
                 sent["Authorization"] = value
-            answer = await self._get(url, sent, endpoint)
+            answer = await self._ask(method, url, sent, endpoint, body() if callable(body) else body)
             location = answer.headers.get("Location", "")
             if answer.status not in (301, 302, 303, 307, 308) or not location:
+                return answer
+            if method not in ("GET", "HEAD") and answer.status not in (307, 308):
                 return answer
             answer.close()
             url = url.join(URL(location))
             if url.scheme not in ("http", "https") or (first.scheme == "https" and url.scheme != "https"):
                 raise SkepError(f"{first.host} redirects to {url.scheme}://{url.host}, which is not over TLS")
-        raise SkepError(f'Get "{first}": stopped after {REDIRECTS} redirects')
+        raise SkepError(f'{method.capitalize()} "{first}": stopped after {REDIRECTS} redirects')
 
-    async def _get(self, url: URL, headers: Mapping[str, str], endpoint: Endpoint) -> aiohttp.ClientResponse:
+    async def _ask(
+        self, method: str, url: URL, headers: Mapping[str, str], endpoint: Endpoint, body: bytes | AsyncIterator[bytes] | None
+    ) -> aiohttp.ClientResponse:
         try:
-            return await self._session.get(url, headers=headers, allow_redirects=False, proxy=proxy_for(url), ssl=_tls(endpoint.verify))
+            return await self._session.request(
+                method, url, headers=headers, data=body, allow_redirects=False, proxy=proxy_for(url), ssl=_tls(endpoint.verify)
+            )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ConnectionFailed(describe(error, url)) from None
+            raise ConnectionFailed(describe(error, url, method.capitalize())) from None
 
     async def _authorize(self, endpoint: Endpoint, answer: aiohttp.ClientResponse) -> None:
         """Find what to put in the Authorization header of this endpoint from now on."""
@@ -236,7 +280,7 @@ class Registry:
         realm = URL(challenge.parameters.get("realm", ""))
         if realm.scheme not in ("http", "https") or (realm.scheme == "http" and not endpoint.plain):
             raise SkepError(f"{endpoint.base} names a token server that is not reached over TLS: {realm}")
-        asked = {"service": challenge.parameters.get("service", ""), "scope": f"repository:{self._reference.path}:pull"}
+        asked = {"service": challenge.parameters.get("service", ""), "scope": f"repository:{self._reference.path}:{self._actions}"}
         try:
             if credentials.identity_token:
                 form = {**asked, "grant_type": "refresh_token", "refresh_token": credentials.identity_token, "client_id": AGENT}

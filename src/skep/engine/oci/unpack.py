@@ -13,14 +13,16 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
 from skep.engine.oci.compression import decompressor
+from skep.engine.oci.tarsplit import Splitter
 from skep.errors import SkepError
 
 TAR = (
@@ -29,6 +31,7 @@ TAR = (
 )
 MAX_UNPACKED = 64 << 30
 RESERVE = 256 << 20
+RESERVE_FILES = 1000
 LOOK_EVERY = 16 << 20
 MAX_COMPLAINT = 16 << 10
 DEVICES = {(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)}
@@ -41,16 +44,22 @@ class Unpacked(msgspec.Struct, frozen=True, kw_only=True):
     """Of the bytes as they came."""
     size: int
     """Bytes of the regular files."""
+    total: int = 0
+    """Bytes of the tar."""
 
 
 class TooMuch(SkepError):
     """More bytes than a layer may have, or than the disk can take."""
 
 
+class WrongDigest(SkepError):
+    """The bytes are not those that were asked for."""
+
+
 class _Funnel:
     """The synchronous middle: bytes in, hashes and tar's standard input out. One thread at a time uses it."""
 
-    def __init__(self, compression: str, pipe: int, root: Path, limit: int) -> None:
+    def __init__(self, compression: str, pipe: int, root: Path, limit: int, record: BinaryIO | None) -> None:
         self.outer = hashlib.sha256()
         self.inner = hashlib.sha256()
         self.unpacked = 0
@@ -61,6 +70,7 @@ class _Funnel:
         self._root = root
         self._limit = limit
         self._next_look = 0
+        self._splitter = Splitter(record) if record is not None else None
 
     def feed(self, chunk: bytes) -> None:
         """Bad compression does not end it: the digest of the whole says better what is wrong. Too much of anything does."""
@@ -80,6 +90,9 @@ class _Funnel:
             self._decompressor.finish()
         except SkepError as error:
             self.error = self.error or error
+        if self._splitter is not None:
+            with _space(self._root):
+                self._splitter.finish()
 
     def _take(self, piece: bytes) -> None:
         self.inner.update(piece)
@@ -88,12 +101,14 @@ class _Funnel:
             raise TooMuch(f"the layer unpacks to more than {self._limit} bytes")
         if self.unpacked >= self._next_look:
             self._look()
+        if self._splitter is not None:
+            with _space(self._root):
+                self._splitter.feed(piece)
         self._write(piece)
 
     def _look(self) -> None:
-        disk = os.statvfs(self._root)
-        if disk.f_bavail * disk.f_frsize < min(RESERVE, disk.f_blocks * disk.f_frsize // 50):
-            raise TooMuch(f"no space left for the layer on {self._root}")
+        if reason := shortage(self._root):
+            raise TooMuch(f"{reason} for the layer on {self._root}")
         self._next_look = self.unpacked + LOOK_EVERY
 
     def _write(self, piece: bytes) -> None:
@@ -106,10 +121,34 @@ class _Funnel:
                 self._deaf = True
 
 
+def shortage(root: Path) -> str:
+    """Why nothing more should be written to this file system, or empty: a full disk stops more than the one who filled it."""
+    disk = os.statvfs(root)
+    if disk.f_bavail * disk.f_frsize < min(RESERVE, disk.f_blocks * disk.f_frsize // 50):
+        return "no space left"
+    return "no inodes left" if disk.f_files and disk.f_favail < min(RESERVE_FILES, disk.f_files // 50) else ""
+
+
+@contextmanager
+def _space(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TooMuch(f"{(error.strerror or str(error)).lower()} for the layer on {root}") from None
+
+
 async def unpack(
-    source: AsyncIterator[bytes], compression: str, target: Path, executor: Executor, *, digest: str = "", limit: int = MAX_UNPACKED
+    source: AsyncIterator[bytes],
+    compression: str,
+    target: Path,
+    executor: Executor,
+    *,
+    digest: str = "",
+    limit: int = MAX_UNPACKED,
+    record: BinaryIO | None = None,
 ) -> Unpacked:
-    """Unpack into the empty directory `target`; `digest` is what the bytes must have (empty: anything).
+    """Unpack into the empty directory `target`; `digest` is what the bytes must have (empty: anything). `record`: takes what is needed
+    to put the tar together again (tarsplit.py).
 
     Raises SkepError with the first reason; the caller removes what is left then. Cancelling ends tar and the thread before it returns.
     """
@@ -129,7 +168,7 @@ async def unpack(
         raise SkepError(f"tar cannot be run: {error.strerror}") from None
     finally:
         os.close(reading)
-    funnel = _Funnel(compression, writing, target, limit)
+    funnel = _Funnel(compression, writing, target, limit, record)
     try:
         try:
             async with asyncio.TaskGroup() as group:
@@ -148,13 +187,15 @@ async def unpack(
             await tar.wait()
     got = f"sha256:{funnel.outer.hexdigest()}"
     if digest and got != digest:
-        raise SkepError(f"filesystem layer verification failed for digest {digest}")
+        raise WrongDigest(f"filesystem layer verification failed for digest {digest}")
     if funnel.error is not None:
         raise funnel.error
     if code != 0:
+        if reason := shortage(target):
+            raise TooMuch(f"{reason} for the layer on {target}")
         raise SkepError(f"the layer cannot be unpacked: {complaint.result() or f'tar ended with {code}'}")
     size = await loop.run_in_executor(executor, settle, target)
-    return Unpacked(diff_id=f"sha256:{funnel.inner.hexdigest()}", digest=got, size=size)
+    return Unpacked(diff_id=f"sha256:{funnel.inner.hexdigest()}", digest=got, size=size, total=funnel.unpacked)
 
 
 async def _pour(source: AsyncIterator[bytes], funnel: _Funnel, executor: Executor, tar: asyncio.subprocess.Process) -> None:
