@@ -68,6 +68,7 @@ class NodeNetwork:
             await self._serve_again(sandbox_id, resolving)
 
     async def disconnect(self, sandbox_id: str, network_id: str) -> None:
+        await self._names.withdraw(sandbox_id, network_id)
         await self._kernel.disconnect(sandbox_id, network_id)
 
     async def _serve_again(self, sandbox_id: str, resolving: Resolving) -> None:

@@ -1,0 +1,426 @@
+"""The resolver's process in real namespaces: what is asked inside a container, over UDP and TCP, while it lives, dies and is replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import dnslib
+import pytest
+from names_world import NamesWorld, ask, container, found, local, names_world, network, send, service, snapshot, task, until
+from netlab import within
+
+from skep.datapath import netns, nft
+from skep.datapath.base import LocalNetwork, Resolving, Sandbox
+from skep.errors import SkepError
+
+pytestmark = pytest.mark.root
+BASE = (
+    network(1),
+    network(2),
+    service("web", 1, "10.0.1.2", aliases=("www", "www.example.com")),
+    task("web", 1, 1, "10.0.1.11"),
+    task("web", 2, 1, "10.0.1.12"),
+    service("api", 1),
+    task("api", 1, 1, "10.0.1.21"),
+    task("api", 2, 1, "10.0.1.22"),
+    task("api", 3, 1, "10.0.1.23", serving=False),
+    container(1, "10.0.1.31", "box", "0123456789ab"),
+    service("secret", 2, "10.0.2.2"),
+    task("secret", 1, 2, "10.0.2.11"),
+)
+
+
+def named(question: dnslib.DNSRecord) -> dnslib.DNSRecord:
+    """example.org is 192.0.2.1, big.org has 100 addresses, broken.org fails; nothing else is."""
+    reply = question.reply()
+    name = str(question.q.qname).rstrip(".").lower()
+    if name == "example.org":
+        reply.add_answer(dnslib.RR(question.q.qname, rdata=dnslib.A("192.0.2.1"), ttl=60))
+    elif name == "big.org":
+        for i in range(100):
+            reply.add_answer(dnslib.RR(question.q.qname, rdata=dnslib.A(f"192.0.2.{i}"), ttl=60))
+    else:
+        reply.header.rcode = dnslib.RCODE.SERVFAIL if name == "broken.org" else dnslib.RCODE.NXDOMAIN
+    return reply
+
+
+@pytest.fixture
+def world() -> Iterator[NamesWorld]:
+    with names_world() as it:
+        it.loop.run(it.names.start_up())
+        it.loop.run(it.names.apply(snapshot(*BASE)))
+        yield it
+
+
+@pytest.fixture
+def box(world: NamesWorld) -> Path:
+    path = world.sandbox("box", "10.0.1.31")
+    world.serve(path, "net1id")
+    return path
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_names_of_the_cluster(world: NamesWorld, box: Path, tcp: bool) -> None:
+    elsewhere = world.elsewhere(named)
+    for name, addresses in {
+        "web": ["10.0.1.2"],
+        "WeB.": ["10.0.1.2"],
+        "www": ["10.0.1.2"],
+        "www.example.com": ["10.0.1.2"],
+        "web.net1": ["10.0.1.2"],
+        "tasks.web": ["10.0.1.11", "10.0.1.12"],
+        "tasks.www": ["10.0.1.11", "10.0.1.12"],
+        "api": ["10.0.1.21", "10.0.1.22"],
+        "1.web": ["10.0.1.11"],
+        "web.2.web2x1": ["10.0.1.12"],
+        "box": ["10.0.1.31"],
+        "0123456789ab": ["10.0.1.31"],
+        "3.api": ["NXDOMAIN"],
+        "secret": ["NXDOMAIN"],
+        "1.secret": ["NXDOMAIN"],
+        "secret.net2": ["NXDOMAIN"],
+        "tasks.secret": ["NXDOMAIN"],
+        "tasks.nobody": ["NXDOMAIN"],
+    }.items():
+        assert found(box, name, tcp=tcp) == addresses, name
+    for name in ("web", "api", "box", "tasks.web"):
+        for kind in ("AAAA", "TXT", "MX", "SRV"):
+            assert found(box, name, kind, tcp=tcp) == [], (name, kind)
+    assert elsewhere.asked == [], "what is the cluster's is not told to others"
+
+
+def test_the_answer_as_a_message(box: Path) -> None:
+    answer = ask(box, "wEb")
+    assert str(answer.q.qname) == "wEb." and [r.ttl for r in answer.rr] == [0]
+    assert (answer.header.aa, answer.header.ra, answer.header.rd, answer.header.tc, answer.header.qr) == (1, 1, 1, 0, 1)
+    assert not answer.ar and [r.rtype for r in ask(box, "web", size=1232).ar] == [dnslib.QTYPE.OPT]
+
+
+def test_reverse(world: NamesWorld, box: Path) -> None:
+    elsewhere = world.elsewhere(named)
+    for address, name in {
+        "10.0.1.2": "web.net1",
+        "10.0.1.11": "web.1.web1x1.net1",
+        "10.0.1.31": "box.net1",
+        "10.0.1.23": "NXDOMAIN",
+        "10.0.1.99": "NXDOMAIN",
+        "10.0.2.11": "NXDOMAIN",
+    }.items():
+        assert found(box, ".".join(reversed(address.split("."))) + ".in-addr.arpa", "PTR") == [name]
+    assert elsewhere.asked == []
+    assert found(box, "1.2.0.192.in-addr.arpa", "PTR") == ["NXDOMAIN"]
+    assert elsewhere.asked == ["1.2.0.192.in-addr.arpa"]
+
+
+def test_the_order_of_several_addresses_varies(box: Path) -> None:
+    first = {str(ask(box, "tasks.web").rr[0].rdata) for _ in range(60)}
+    assert first == {"10.0.1.11", "10.0.1.12"}
+
+
+def test_own_names_and_links_resolve_before_anybody_announces_them(world: NamesWorld) -> None:
+    path = world.sandbox("two", "10.0.1.40", "10.0.2.40")
+    world.serve(path, "net2id", "net1id", own_names=("web.9.new", "9.web"), links={"db": "10.0.1.77"})
+    assert found(path, "9.web") == ["10.0.2.40"]
+    assert found(path, "9.web.net1") == ["10.0.1.40"]
+    assert found(path, "db") == ["10.0.1.77"]
+    assert found(path, "40.1.0.10.in-addr.arpa", "PTR") == ["web.9.new.net1"]
+    assert found(path, "secret") == ["10.0.2.2"] and found(path, "web") == ["10.0.1.2"]
+    world.loop.run(world.names.withdraw("two", "net2id"))
+    assert found(path, "secret") == ["NXDOMAIN"] and found(path, "9.web") == ["10.0.1.40"]
+
+
+def test_bridges_of_the_node(world: NamesWorld) -> None:
+    path = world.sandbox("local", "172.20.0.2")
+    world.serve(path, "br1", "bridge")
+    plain = LocalNetwork(id="bridge", group=16, subnet="172.17.0.0/16", gateway="172.17.0.1", resolves=False, name="bridge")
+    user = LocalNetwork(id="br1", group=17, subnet="172.20.0.0/16", gateway="172.20.0.1", name="mine")
+    state = local(("br1", "172.20.0.3", ("db", "abc")), ("bridge", "172.17.0.3", ("hidden",)), networks=(plain, user))
+    world.loop.run(world.names.apply_local(state))
+    elsewhere = world.elsewhere(named)
+    assert found(path, "db") == found(path, "abc") == found(path, "db.mine") == ["172.20.0.3"]
+    assert found(path, "3.0.20.172.in-addr.arpa", "PTR") == ["db.mine"]
+    assert elsewhere.asked == []
+    assert found(path, "hidden") == ["NXDOMAIN"] and elsewhere.asked == ["hidden"], "on the predefined bridge there are no names"
+
+
+def test_a_change_is_answered_at_once(world: NamesWorld, box: Path) -> None:
+    times = []
+    for i in range(20):
+        address = f"10.0.1.{100 + i}"
+        assert address not in found(box, "tasks.web")
+        begun = time.monotonic()
+        world.loop.run(world.names.apply(snapshot(*BASE, task("web", 3, 1, address))))
+        assert found(box, "tasks.web") == sorted(["10.0.1.11", "10.0.1.12", address])
+        times.append(time.monotonic() - begun)
+        world.loop.run(world.names.apply(snapshot(*BASE)))
+        assert found(box, "3.web") == ["NXDOMAIN"]
+    assert sorted(times)[10] < 0.1
+
+
+def test_a_long_answer_is_cut_over_udp_and_whole_over_tcp(world: NamesWorld, box: Path) -> None:
+    many = [task("big", i, 1, f"10.0.{1 + i // 200}.{i % 200}") for i in range(1, 1001)]
+    world.loop.run(world.names.apply(snapshot(*BASE, service("big", 1), *many)))
+    plain, large = ask(box, "big"), ask(box, "big", size=1232)
+    assert plain.header.tc and len(plain.pack()) <= 512 and len(plain.rr) == 30
+    assert large.header.tc and 60 < len(large.rr) < 77
+    whole = ask(box, "big", tcp=True)
+    assert not whole.header.tc and len({str(r.rdata) for r in whole.rr}) == 1000
+
+
+# -- other servers
+
+
+def test_what_is_not_known_is_asked_elsewhere(world: NamesWorld, box: Path) -> None:
+    elsewhere = world.elsewhere(named)
+    for tcp in (False, True):
+        assert found(box, "example.org", tcp=tcp) == ["192.0.2.1"]
+        assert found(box, "nothing.org", tcp=tcp) == ["NXDOMAIN"]
+        assert found(box, "broken.org", tcp=tcp) == ["SERVFAIL"]
+        assert found(box, "single", tcp=tcp) == ["NXDOMAIN"]
+    assert {"example.org", "nothing.org", "broken.org", "single"} == set(elsewhere.asked)
+    assert ask(box, "big.org").header.tc, "the client comes again by TCP"
+    assert len(ask(box, "big.org", tcp=True).rr) == 100
+    assert ask(box, "example.org").rr[0].ttl == 60
+
+
+def test_a_silent_server_is_passed_over_and_the_file_is_read_again(world: NamesWorld, box: Path) -> None:
+    silent = world.elsewhere(lambda q: None, address="127.0.0.2")
+    world.elsewhere(named)
+    world.resolvers.write_text("# two\nnameserver 127.0.0.2 # silent\nnameserver 127.0.0.1\n")
+    assert found(box, "example.org") == ["192.0.2.1"]
+    assert silent.asked == ["example.org"]
+    begun = time.monotonic()
+    assert found(box, "example.org") == ["192.0.2.1"]
+    assert time.monotonic() - begun < 1, "the one that was silent is asked last now"
+    world.resolvers.write_text("")
+    assert found(box, "example.org") == ["SERVFAIL"]
+
+
+def test_a_container_s_own_servers_are_asked_from_inside_it(world: NamesWorld, box: Path) -> None:
+    node = world.elsewhere(named)
+    inside = world.elsewhere(named, box)
+    world.serve(box, "net1id", servers=("127.0.0.1",))
+    assert found(box, "example.org") == ["192.0.2.1"], "a container may have a DNS server of its own on port 53"
+    assert (inside.asked, node.asked) == (["example.org"], [])
+
+
+def test_internal_networks_know_nothing_of_the_world(world: NamesWorld) -> None:
+    elsewhere = world.elsewhere(named)
+    world.loop.run(world.names.apply(snapshot(*BASE, network(3, internal=True), service("in", 3, "10.0.3.2"))))
+    path, both = world.sandbox("in", "10.0.3.9"), world.sandbox("both", "10.0.3.8", "10.0.1.8")
+    world.serve(path, "net3id")
+    world.serve(both, "net3id", "net1id")
+    assert found(path, "in") == ["10.0.3.2"] and found(path, "example.org") == ["NXDOMAIN"]
+    assert elsewhere.asked == []
+    assert found(both, "example.org") == ["192.0.2.1"]
+
+
+def test_many_questions_at_once_are_bounded(world: NamesWorld, box: Path) -> None:
+    world.elsewhere(lambda q: None)
+
+    def call() -> dict[str, int]:
+        codes: dict[str, int] = {}
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.settimeout(1)
+            s.connect(("127.0.0.11", 53))
+            for i in range(200):
+                s.send(dnslib.DNSRecord.question(f"n{i}.org").pack())
+            s.send(dnslib.DNSRecord.question("web").pack())
+            try:
+                while True:
+                    answer = dnslib.DNSRecord.parse(s.recv(4096))
+                    word = dnslib.RCODE[answer.header.rcode]
+                    codes[word] = codes.get(word, 0) + 1
+            except TimeoutError:
+                return codes
+
+    assert within(box, call) == {"SERVFAIL": 200 - 128, "NOERROR": 1}
+
+
+# -- what is sent by mistake or by malice
+
+
+def test_nonsense_ends_nothing(world: NamesWorld, box: Path) -> None:
+    good = dnslib.DNSRecord.question("web").pack()
+    silent = [b"", b"x", good[:11], dnslib.DNSRecord.question("web").reply().pack(), os.urandom(5000)]
+
+    def call() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.connect(("127.0.0.11", 53))
+            for data in (*silent, *(os.urandom(40) for _ in range(200)), *(good[:i] for i in range(12, len(good)))):
+                s.send(data)
+        for data in (b"", b"\0", b"\0\0", b"\xff\xff", b"\0\x05hello", (len(good)).to_bytes(2, "big") + good[:5]):
+            with socket.create_connection(("127.0.0.11", 53)) as s:
+                s.sendall(data)
+
+    pid = world.pid
+    within(box, call)
+    assert send(box, good[:12])[3] & 15 == 1, "FORMERR"
+    assert found(box, "web") == found(box, "web", tcp=True) == ["10.0.1.2"]
+    assert world.pid == pid
+
+
+def test_idle_connections_do_not_keep_others_out_nor_a_removed_container_alive(world: NamesWorld, box: Path) -> None:
+    def hold() -> list[socket.socket]:
+        return [socket.create_connection(("127.0.0.11", 53)) for _ in range(40)]
+
+    other = world.sandbox("other", "10.0.1.50")
+    world.serve(other, "net1id")
+    held = within(box, hold)
+    try:
+        assert found(other, "web", tcp=True) == found(box, "web") == ["10.0.1.2"]
+        before = len(os.listdir(f"/proc/{world.pid}/fd"))
+        world.loop.run(world.names.forget("box"))
+        assert len(os.listdir(f"/proc/{world.pid}/fd")) <= before - 34, "sockets of a removed container are closed"
+    finally:
+        for s in held:
+            s.close()
+
+
+# -- its life
+
+
+def test_sandboxes_come_and_go_without_leaks(world: NamesWorld, box: Path) -> None:
+    sizes = []
+    for _ in range(200):
+        path = world.sandbox("cycle", "10.0.1.60")
+        world.serve(path, "net1id")
+        assert found(path, "web") == ["10.0.1.2"]
+        world.loop.run(world.names.forget("cycle"))
+        netns.remove(path)
+        world.pins.remove(path)
+        sizes.append(len(os.listdir(f"/proc/{world.pid}/fd")))
+    assert sizes[0] == sizes[-1]
+    assert sorted(os.listdir(world.names.folder / "sandboxes")) == ["box"]
+    world.loop.run(world.names.forget("cycle"))
+
+
+def test_serving_again_replaces(world: NamesWorld, box: Path) -> None:
+    before = len(os.listdir(f"/proc/{world.pid}/fd"))
+    world.serve(box, "net1id", "net2id", links={"x": "1.2.3.4"})
+    assert found(box, "secret") == ["10.0.2.2"] and found(box, "x") == ["1.2.3.4"]
+    world.serve(box, "net1id")
+    assert found(box, "secret") == ["NXDOMAIN"]
+    assert len(os.listdir(f"/proc/{world.pid}/fd")) == before
+
+
+def test_killed_it_is_back_within_a_second_and_serves_everybody(world: NamesWorld, box: Path) -> None:
+    world.loop.run(world.names.apply_local(local(("br1", "172.20.0.3", ("db",)))))
+    both = world.sandbox("both", "10.0.1.70")
+    world.serve(both, "net1id", "br1")
+    world.loop.run(world.names.apply(snapshot(*BASE, task("web", 3, 1, "10.0.1.13"))))
+    pid = world.pid
+    os.kill(pid, signal.SIGKILL)
+    begun = time.monotonic()
+    # nobody calls anything: its end is noticed; a question meanwhile waits rather than fails, as a libc repeats it
+    until(lambda: _heard(both))
+    assert time.monotonic() - begun < 2 and world.pid != pid
+    assert found(both, "3.web") == ["10.0.1.13"] and found(both, "db") == ["172.20.0.3"] and found(box, "web") == ["10.0.1.2"]
+    assert world.loop.run(world.names.compare()) == ["the resolver has died: another was started"]
+    assert world.loop.run(world.names.compare()) == []
+
+
+def _heard(path: Path) -> bool:
+    try:
+        return found(path, "3.web", timeout=0.05) == ["10.0.1.13"]
+    except TimeoutError:
+        return False
+
+
+def test_skepd_away_and_back(world: NamesWorld, box: Path) -> None:
+    pid = world.pid
+    until(lambda: (world.names.folder / "state").exists())
+    world.loop.run(world.names.shut_down())
+    assert found(box, "web") == ["10.0.1.2"]
+    world.names = world.new_names()
+    world.loop.run(world.names.start_up())
+    assert world.pid == pid and found(box, "web") == ["10.0.1.2"]
+    world.loop.run(world.names.apply(snapshot(*BASE, task("web", 3, 1, "10.0.1.13"))))
+    assert found(box, "3.web") == ["10.0.1.13"]
+    # both die: what comes up knows what it last had on file
+    until(lambda: b"10.0.1.13" in (world.names.folder / "state").read_bytes())
+    world.loop.run(world.names.shut_down())
+    os.kill(pid, signal.SIGKILL)
+    world.names = world.new_names()
+    world.loop.run(world.names.start_up())
+    assert world.pid != pid and found(box, "3.web") == ["10.0.1.13"]
+
+
+def test_another_build_takes_over_without_a_question_lost(world: NamesWorld, box: Path) -> None:
+    until(lambda: (world.names.folder / "state").exists())
+    old = world.pid
+    world.loop.run(world.names.shut_down())
+    stop, lost, asked = threading.Event(), [], []
+
+    def client() -> None:
+        while not stop.is_set():
+            try:
+                asked.append(found(box, "web", timeout=1))
+            except TimeoutError:
+                lost.append(time.monotonic())
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    try:
+        world.names = world.new_names(build="the next")
+        world.loop.run(world.names.start_up())
+        until(lambda: not os.path.exists(f"/proc/{old}") or _is_zombie(old))
+    finally:
+        stop.set()
+        thread.join()
+    assert world.pid != old
+    assert not lost and len(asked) > 20 and all(a == ["10.0.1.2"] for a in asked)
+
+
+def _is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_rules_and_tables_taken_away_are_laid_anew(world: NamesWorld, box: Path) -> None:
+    fd = netns.opened(box)
+    handle = nft.rules(fd)
+    handle.run("delete table ip skep_names")
+    with pytest.raises(OSError):
+        found(box, "web", timeout=0.2)
+    (said,) = world.loop.run(world.names.compare())
+    assert said == "names did not resolve over UDP in sandbox box: laid anew"
+    assert found(box, "web") == found(box, "web", tcp=True) == ["10.0.1.2"]
+    assert world.loop.run(world.names.compare()) == []
+    world.loop.run(world.names.destroy())
+    assert handle.run("list tables") == "" and not world.names.folder.exists()
+    handle.close()
+    os.close(fd)
+
+
+def test_a_resolver_that_hangs_is_replaced(world: NamesWorld, box: Path) -> None:
+    world.loop.run(world.names.shut_down())
+    world.names = world.new_names(patience=0.3)
+    world.loop.run(world.names.start_up())
+    pid = world.pid
+    os.kill(pid, signal.SIGSTOP)
+    world.loop.run(world.names.apply(snapshot(*BASE, task("web", 3, 1, "10.0.1.13"))))
+    assert world.pid != pid and found(box, "3.web") == ["10.0.1.13"]
+
+
+def test_what_a_name_means_on_a_network(world: NamesWorld) -> None:
+    resolve = world.names.resolve
+    assert world.loop.run(resolve("net1id", "Web")) == ("10.0.1.2",)
+    assert world.loop.run(resolve("net2id", "web")) == ()
+    assert world.loop.run(resolve("net1id", "2.1.0.10.in-addr.arpa")) == ("web.net1",)
+
+
+def test_a_sandbox_that_is_not_there_is_an_error(world: NamesWorld) -> None:
+    with pytest.raises(SkepError, match="No such file"):
+        world.loop.run(world.names.serve(Sandbox(id="none", path=str(world.folder / "none")), (), Resolving()))
+    assert world.loop.run(world.names.compare()) == []
+
+
+def test_only_its_owner_may_give_orders(world: NamesWorld) -> None:
+    assert (world.names.folder / "control.sock").stat().st_mode & 0o777 == 0o600
+    assert world.names.folder.stat().st_mode & 0o777 == 0o700
