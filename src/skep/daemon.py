@@ -17,16 +17,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from skep import config
+from skep.agent.attachments import ClusterAttachments
 from skep.api.context import Cluster, LocalEvents, NodeInfo, Swarm
 from skep.api.host import HostInfo, Warnings
 from skep.api.localevents import LocalEvents as NodeEvents
 from skep.api.server import make_app, serve_tcp, serve_unix
 from skep.api.state import skep_version
 from skep.api.tls import server_context
-from skep.clock import Clock
+from skep.clock import SECOND, Clock
 from skep.config import DOCKER_SOCKET, Settings
 from skep.datapath.base import Datapath
+from skep.datapath.node import MemberNetwork, NodeNetwork
 from skep.datapath.path import KernelDatapath
+from skep.datapath.resolving import ResolverNames
 from skep.describe import describer
 from skep.engine.base import Engine
 from skep.engine.oci.engine import OciEngine
@@ -35,10 +38,11 @@ from skep.engine.oci.kernel import make_shared_root
 from skep.errors import ConfigError, SkepError
 from skep.ids import new_hex
 from skep.membership import Membership
-from skep.node.bare import BareNetworks, NoAttachments
+from skep.node.bare import BareNetworks
 from skep.node.base import Attachments, LocalNetworks
 from skep.node.container import NodeFacts
 from skep.node.health import Health
+from skep.node.plain import Plain
 from skep.node.tasks import TaskRuntime
 from skep.node.volumes import Volumes
 from skep.store.base import Backend
@@ -46,6 +50,7 @@ from skep.store.sqlite import SqliteBackend
 from skep.system import SystemClock, lock, notify, own_group, start_logging, system_random
 
 log = logging.getLogger("skep.daemon")
+COMPARE_EVERY = 60 * SECOND
 
 
 class Node:
@@ -59,6 +64,8 @@ class Node:
     volumes: Volumes
     networks: LocalNetworks
     attachments: Attachments
+    plain: Plain | None
+    plain: Plain | None = None
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -74,7 +81,7 @@ class Node:
         self.engine = self.oci = OciEngine(self.data, self.run_root, images, self.clock, self.rng, settings.cgroup_parent, settings.runtime)
         self.volumes = Volumes(self.data / "volumes", self.clock, self.rng, containers=self.engine.all, mounts=self.run_root / "volumes")
         self.networks = BareNetworks(settings.hostname, "skep has no networks of a single node beside bridge, host and none yet")
-        self.attachments = NoAttachments()
+        self.attachments = self.cluster_attachments = ClusterAttachments(self.rng)
         self.events = self.node_events = NodeEvents(self.engine, self.clock)
         self.warnings = Warnings()
         self._tasks: TaskRuntime | None = None
@@ -98,6 +105,7 @@ class Node:
             make_runtime=self._runtime,
             make_datapath=self._datapath,
             make_backend=self._backend,
+            attachments=self.cluster_attachments,
         )
 
     @property
@@ -114,14 +122,35 @@ class Node:
         return made
 
     def _datapath(self, address: str) -> Datapath:
-        return KernelDatapath("skep", self.run_root / "network", address, clock=self.clock, aside=self.settings.forwarding == "aside")
+        return MemberNetwork(self.network, address)
 
     def _runtime(self, datapath: Datapath) -> TaskRuntime:
-        facts = NodeFacts(
-            hostname=self.settings.hostname or socket.gethostname(), architecture=platform.machine(), resolv_conf=_resolv_conf()
-        )
-        self._tasks = TaskRuntime(self.engine, datapath, facts, self.clock, self.rng)
+        self._tasks = TaskRuntime(self.engine, datapath, self.facts, self.clock, self.rng, self.networks, self.volumes)
         return self._tasks
+
+    async def start_up(self) -> None:
+        """What is there without a cluster: containers, their network and names."""
+        await self.oci.start_up()
+        said = self.oci.describe()
+        log.info("containers run through %s %s: %s", said["runtime"], said["runtime_version"], said["runtime_why"])
+        await self.network.start_up()
+        await self.own_networks.start_up()
+        await self.containers.start_up()
+
+    async def shut_down(self) -> None:
+        """Let go; everything runs on."""
+        await self.network.shut_down()
+        await self.oci.shut_down()
+
+    async def keep_comparing(self) -> None:
+        """Somebody else may have changed the kernel's tables: what differs is mended, and said."""
+        while True:
+            await self.clock.sleep(COMPARE_EVERY)
+            try:
+                for sentence in await self.network.compare():
+                    log.warning("network: %s", sentence)
+            except SkepError as error:
+                log.error("this node's network could not be compared with what it should be: %s", error.message)
 
     def health(self, task_id: str) -> Health | None:
         """What a task's health check has found here."""
@@ -151,9 +180,7 @@ async def serve(settings: Settings) -> None:
         loop.add_signal_handler(number, ended.set)
     # the runtime may have a mount namespace of its own (docs/engine.md): what is mounted below must reach it
     make_shared_root(settings.run_root)
-    await node.oci.start_up()
-    said = node.oci.describe()
-    log.info("containers run through %s %s: %s", said["runtime"], said["runtime_version"], said["runtime_why"])
+    await node.start_up()
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 1000)
@@ -165,7 +192,12 @@ async def serve(settings: Settings) -> None:
         sockets.append(claimed)
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(node.node_events.run()), group.create_task(node.membership.run())]
+            tasks = [
+                group.create_task(node.node_events.run()),
+                group.create_task(node.membership.run()),
+                group.create_task(node.containers.run()),
+                group.create_task(node.keep_comparing()),
+            ]
             settled, told = group.create_task(node.membership.settled()), group.create_task(ended.wait())
             await asyncio.wait((settled, told), return_when=asyncio.FIRST_COMPLETED)
             settled.cancel()
@@ -190,7 +222,7 @@ async def serve(settings: Settings) -> None:
             for task in tasks:
                 task.cancel()
     finally:
-        await node.oci.shut_down()
+        await node.shut_down()
 
 
 def docker_socket(settings: Settings) -> str:

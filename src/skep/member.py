@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from skep.agent.attachments import ClusterAttachments
 from skep.api.context import InitRequest
 from skep.clock import Clock
 from skep.datapath.base import Datapath
@@ -44,6 +45,8 @@ class Makers:
     datapath: Callable[[str], Datapath]
     """From the data path address."""
     backend: Callable[[Path], Backend]
+    attachments: ClusterAttachments | None = None
+    """Of plain containers to the cluster's networks."""
 
 
 @dataclass

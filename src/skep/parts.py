@@ -158,6 +158,8 @@ class Parts:
             logs=runtime,
             apply_network=datapath.apply,
             on_session=self._session_changed,
+            attachments=self._makers.attachments,
+            sandboxes=datapath.sandboxes,
         )
 
     def _session_changed(self) -> None:

@@ -8,6 +8,7 @@ from link_world import START, World, network, node, ready, service, status, task
 from skep.clock import MILLISECOND, SECOND
 from skep.link.channel import Refused
 from skep.link.messages import (
+    PROTOCOL,
     Assignments,
     Beaten,
     Closing,
@@ -81,8 +82,8 @@ def test_a_node_of_the_next_protocol_is_told_to_wait_for_the_managers() -> None:
     world = World()
     world.put(node("n1"))
     with pytest.raises(Refused, match="upgrade managers before workers"):
-        world.dispatcher.connect("n1", _hello(protocol=2), world.clock.now())
-    world.dispatcher.connect("n1", _hello(protocol=0), world.clock.now())
+        world.dispatcher.connect("n1", _hello(protocol=PROTOCOL + 1), world.clock.now())
+    world.dispatcher.connect("n1", _hello(protocol=PROTOCOL - 1), world.clock.now())
 
 
 def test_the_fourth_registration_within_eight_seconds_is_refused() -> None:

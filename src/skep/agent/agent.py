@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
+from skep.agent.attachments import ClusterAttachments, Questions, is_place
 from skep.agent.logs import LogSource, send_logs
 from skep.agent.session import Session
 from skep.agent.state import State
@@ -53,10 +54,13 @@ class Agent:
         logs: LogSource | None = None,
         apply_network: Callable[[Snapshot], Awaitable[None]] | None = None,
         on_session: Callable[[], None] = lambda: None,
+        attachments: ClusterAttachments | None = None,
+        sandboxes: Callable[[], Awaitable[Sequence[str]]] | None = None,
     ) -> None:
         """`connect` and `open_logs`: `skep.link.client.Client.session` and `.logs`, or `skep.manager.local.LocalLink`'s.
 
         `on_session` is called when a session begins, ends, or brings a new spec or list of managers (see `session`).
+        `attachments`: the daemon's, for plain containers; `sandboxes`: which containers are there.
         """
         self._tasks = tasks
         self._state = state
@@ -80,6 +84,8 @@ class Agent:
         self._ending = False
         self.worker = Worker(state, clock.now(), tasks.known())
         self.session = Session(self.worker, describe, rng, clock.now(), address=address, managers=managers)
+        self._attachments = attachments or ClusterAttachments(rng)
+        self._questions = Questions(self.session, self.worker, sandboxes or _none, self._wake.set)
 
     def _now(self) -> int:
         now, steady = self._clock.now(), int(asyncio.get_running_loop().time() * SECOND)
@@ -95,8 +101,9 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 try:
-                    while not self._over():
-                        await self._turn(group)
+                    with self._attachments.bound(self._questions):
+                        while not self._over():
+                            await self._turn(group)
                 finally:
                     self._ending = True
                 for task in (*self._streams.values(), *([self._linking] if self._linking else [])):
@@ -155,6 +162,7 @@ class Agent:
             self._send(session.received(self._inbox.get_nowait(), now))
             self._inbox.task_done()
         self._send(session.tick(now))
+        self._questions.deliver()
         if before != (session.welcomed, session.spec, session.managers):
             self._on_session()
         for message in session.logs:
@@ -249,6 +257,9 @@ class Agent:
 
     async def _call(self, do: Do) -> Ended:
         try:
+            if is_place(do.item):
+                await self._attachments.call(do.call, do.item)
+                return Ended()
             match do.call:
                 case Call.PREPARE:
                     await self._tasks.prepare(do.item)
@@ -319,3 +330,7 @@ class Agent:
             if status is None or status.container is not None or status.state > TaskState.RUNNING:
                 return
             await self._started.wait()
+
+
+async def _none() -> Sequence[str]:
+    return ()

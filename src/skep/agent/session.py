@@ -12,15 +12,20 @@ from skep.agent.worker import Worker
 from skep.clock import MILLISECOND, SECOND
 from skep.ids import Random
 from skep.link.messages import (
+    Answer,
+    Applied,
     Assignments,
+    Attach,
     Beaten,
     Closing,
     Described,
+    Find,
     FromAgent,
     FromManager,
     Heartbeat,
     Hello,
     Leave,
+    Left,
     LogsUnwanted,
     LogsWanted,
     NodeChanged,
@@ -45,7 +50,7 @@ BATCH_WAIT = 5 * MILLISECOND
 
 class Session:
     """`connect_at` says when to connect (None: connected, or over). After each call look at `broken` (drop the connection, call `lost`),
-    `removed` (the cluster has no place for this node any more) and `logs` (log streams wanted or no longer wanted)."""
+    `removed` (the cluster has no place for this node any more), `logs` (log streams wanted or no longer wanted) and `answers`."""
 
     def __init__(
         self,
@@ -72,6 +77,11 @@ class Session:
         self.spec: NodeSpec | None = None
         self.managers = managers
         self.logs: list[LogsWanted | LogsUnwanted] = []
+        self.answers: list[Answer] = []
+        self._questions: dict[str, Attach | Find] = {}
+        self._unasked: list[str] = []
+        self._acknowledge = 0
+        """The version of which the manager wants to hear when the network has it."""
         self._connected = False
         self._backoff = 0
         self._sequence = 0
@@ -91,7 +101,8 @@ class Session:
 
     def connected(self, now: int) -> list[FromAgent]:
         self._connected, self.connect_at, self.broken = True, None, ""
-        self._sequence = self._reports = 0
+        self._sequence = self._reports = self._acknowledge = 0
+        self._unasked = list(self._questions)
         self._unacknowledged.clear()
         self._worker.changed.clear()
         self._batch_due = None
@@ -127,6 +138,11 @@ class Session:
                     del self._unacknowledged[id]
             case Assignments():
                 return self._assigned(message, now)
+            case Left():
+                self._worker.left(message.tasks, now)
+            case Answer():
+                if self._questions.pop(message.question, None) is not None:
+                    self.answers.append(message)
             case NodeChanged():
                 self.spec, self.managers = message.spec, message.managers or self.managers
             case Closing():
@@ -155,7 +171,20 @@ class Session:
             if description != self._description:
                 self._description = description
                 messages.append(Described(description=description))
-        return messages + self._report(now)
+        if self._acknowledge and self._worker.applied_version >= self._acknowledge:
+            self._acknowledge = 0
+            messages.append(Applied(version=self._worker.applied_version))
+        asked, self._unasked = [self._questions[id] for id in self._unasked if id in self._questions], []
+        return [*messages, *self._report(now, at_once=bool(asked)), *asked]
+
+    def ask(self, id: str, question: Attach | Find) -> None:
+        """Ask the manager, this one or the next, until it answers (`answers`) or `forget`. What the node has to report it says first: a
+        container that comes back does not stand in its own way."""
+        self._questions[id] = question
+        self._unasked.append(id)
+
+    def forget(self, id: str) -> None:
+        self._questions.pop(id, None)
 
     def leave(self) -> list[FromAgent]:
         """Say that the node leaves; `removed` follows from the manager's answer, or needs none."""
@@ -194,9 +223,11 @@ class Session:
             return self._break(f"assignments {self._sequence + 1} are missing")
         self._sequence = message.results_in
         self._worker.assign(message, now)
+        if message.acknowledge:
+            self._acknowledge = message.version
         return []
 
-    def _report(self, now: int) -> list[FromAgent]:
+    def _report(self, now: int, *, at_once: bool = False) -> list[FromAgent]:
         if self._unacknowledged and now >= self._reported_at + REPORT_TIMEOUT:
             for id, (_, status) in self._unacknowledged.items():
                 self._worker.changed.setdefault(id, status)
@@ -207,7 +238,7 @@ class Session:
             return []
         if self._batch_due is None:
             self._batch_due = now + BATCH_WAIT
-        if now < self._batch_due:
+        if now < self._batch_due and not at_once:
             return []
         self._batch_due = None
         self._reports += 1

@@ -13,11 +13,13 @@ from typing import cast
 import msgspec
 
 from skep.agent.state import State
+from skep.agent.work import Work
 from skep.clock import SECOND
 from skep.datapath.base import Snapshot
 from skep.link.messages import Assignments
 from skep.model.assignment import DiscoveryItem, EndpointItem, Item, NetworkItem, PeerItem, ServiceItem, TaskItem
 from skep.model.enums import TaskState
+from skep.model.network import Network
 from skep.model.task import Task, TaskStatus
 from skep.plan.workload import Call, Ended, Situation, Step, after, next_step
 
@@ -48,48 +50,13 @@ class Apply(msgspec.Struct, frozen=True):
 Instruction = Do | Cancel | Apply
 
 
-class _Work:
-    """One task here."""
-
-    __slots__ = (
-        "again",
-        "busy",
-        "cancelled",
-        "failure",
-        "item",
-        "observed",
-        "retries",
-        "retry_at",
-        "status",
-        "stopped",
-        "version",
-        "withdrawn",
-    )
-
-    def __init__(self, item: TaskItem, status: TaskStatus, version: int) -> None:
-        self.item = item
-        self.status = status
-        self.version = version
-        """Of the assignments that brought it: its network is there once the network has that version."""
-        self.observed: TaskStatus | None = None
-        self.busy: Call | None = None
-        self.cancelled = False
-        self.withdrawn = False
-        self.again: TaskItem | None = None
-        """Assigned anew while it was being removed."""
-        self.stopped = status.state > TaskState.RUNNING
-        self.failure = ""
-        self.retries = 0
-        self.retry_at = 0
-
-
 class Worker:
     """All methods take the time. After any of them, `take` gives the instructions to carry out."""
 
     def __init__(self, state: State, now: int, known: Iterable[str] = ()) -> None:
         """`known`: the tasks of which the runtime has something (`Tasks.known`). What the state file has goes on at once."""
         self._state = state
-        self._works: dict[str, _Work] = {}
+        self._works: dict[str, Work] = {}
         self._instructions: list[Instruction] = []
         self.changed: dict[str, TaskStatus] = {}
         """Statuses to report, the latest of each; the session takes them."""
@@ -188,6 +155,14 @@ class Worker:
         for work in list(self._works.values()):
             self._advance(work, now)
 
+    def left(self, task_ids: Iterable[str], now: int) -> None:
+        """No node sends to these tasks any more."""
+        for id in task_ids:
+            work = self._works.get(id)
+            if work is not None and not work.left_at:
+                work.left_at = now
+                self._advance(work, now)
+
     def withdraw_all(self, now: int) -> None:
         """The node is no longer part of the cluster: everything goes. `empty` says when."""
         for id in [*self._works, *self._strangers]:
@@ -198,10 +173,13 @@ class Worker:
         """Try again what failed; returns when to come back."""
         if self._network_changed and self._network_retry <= now:
             self._apply_network(now)
-        for work in [work for work in self._works.values() if 0 < work.retry_at <= now]:
-            work.retry_at = 0
+        for work in [work for work in self._works.values() if 0 < work.retry_at <= now or 0 < work.stop_at <= now]:
+            if work.retry_at <= now:
+                work.retry_at = 0
+            if work.stop_at <= now:
+                work.stop_at = 0
             self._advance(work, now)
-        times = [work.retry_at for work in self._works.values() if work.retry_at]
+        times = [time for work in self._works.values() for time in (work.retry_at, work.stop_at) if time]
         if self._network_changed and self._applying is None:
             times.append(self._network_retry)
         return min(times, default=None)
@@ -210,7 +188,7 @@ class Worker:
         """The clock was set: what is to be tried again moves with it."""
         self._network_retry += by
         for work in self._works.values():
-            work.retry_at = work.retry_at and work.retry_at + by
+            work.shift(by)
 
     # out
 
@@ -236,6 +214,10 @@ class Worker:
         work = self._works.get(task_id)
         return work.status if work else None
 
+    def networks(self) -> list[Network]:
+        """Those that this node takes part in."""
+        return [item.network for item in self._network["network"].values() if isinstance(item, NetworkItem)]
+
     def tasks(self) -> list[Task]:
         """Each with the node's own status."""
         return [msgspec.structs.replace(work.item.task, status=work.status) for work in self._works.values() if not work.withdrawn]
@@ -248,7 +230,7 @@ class Worker:
         for item in items.values():
             if isinstance(item, TaskItem):
                 status = statuses.get(item.task.id, item.task.status)
-                self._works[item.task.id] = _Work(item, status, self.version)
+                self._works[item.task.id] = Work(item, status, self.version)
                 self._strangers.discard(item.task.id)
             else:
                 self._network[item.key.partition("/")[0]][item.key] = item
@@ -263,7 +245,7 @@ class Worker:
         id = item.task.id
         work = self._works.get(id)
         if work is None:
-            work = self._works[id] = _Work(item, item.task.status, self.version)
+            work = self._works[id] = Work(item, item.task.status, self.version)
             work.stopped = work.stopped and id not in self._strangers
             self._state.put_item(item.key, item)
         elif work.busy is Call.REMOVE:
@@ -279,7 +261,7 @@ class Worker:
         if work is None:
             if id not in self._strangers:
                 return
-            work = self._works[id] = _Work(TaskItem(task=Task(id=id)), TaskStatus(), self.version)
+            work = self._works[id] = Work(TaskItem(task=Task(id=id)), TaskStatus(), self.version)
             work.stopped = True
         work.again = None
         if work.withdrawn:
@@ -296,7 +278,7 @@ class Worker:
             self._state.put_item(key, None)
             self._network_changed = True
 
-    def _stopped(self, work: _Work, ended: Ended, now: int) -> None:
+    def _stopped(self, work: Work, ended: Ended, now: int) -> None:
         """A shutdown that failed is tried again, more and more slowly, for ever: nothing else may be done before the task is down."""
         if ended.error or ended.cancelled:
             work.retry_at = now + min(RETRY << min(work.retries, 10), RETRY_LIMIT)
@@ -306,7 +288,7 @@ class Worker:
         else:
             work.retries, work.stopped = 0, True
 
-    def _advance(self, work: _Work, now: int) -> None:
+    def _advance(self, work: Work, now: int) -> None:
         while not work.retry_at:
             step = next_step(
                 Situation(
@@ -318,6 +300,7 @@ class Worker:
                     failure=work.failure,
                     exit_code=work.observed.container.exit_code if work.observed and work.observed.container else 0,
                     network_ready=self._network_ready(work),
+                    leaving=work.leaving(now),
                 )
             )
             if step.cancel and not work.cancelled:
@@ -331,7 +314,7 @@ class Worker:
                 return
             self._record(work, step, now)
 
-    def _record(self, work: _Work, step: Step, now: int) -> None:
+    def _record(self, work: Work, step: Step, now: int) -> None:
         state = step.state if step.state is not None else work.status.state
         seen = work.observed if state >= TaskState.STARTING else None
         work.status = TaskStatus(
@@ -349,7 +332,7 @@ class Worker:
         self._state.put_status(work.item.task.id, work.status)
         self.changed[work.item.task.id] = work.status
 
-    def _network_ready(self, work: _Work) -> bool:
+    def _network_ready(self, work: Work) -> bool:
         return work.version <= self._network_version or not any(place.addresses for place in work.item.task.attachments)
 
     def _apply_network(self, now: int) -> None:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import msgspec
 
 from skep.model.assignment import Item
+from skep.model.network import Network
 from skep.model.node import NodeDescription
 from skep.model.spec import NodeSpec
 from skep.model.task import TaskStatus
 
-PROTOCOL = 1
-"""Raised when messages change; managers understand the version before theirs."""
+PROTOCOL = 2
+"""Raised when messages change; managers understand the version before theirs.
+
+2: names and virtual addresses (`DiscoveryItem`), leaving before dying (`Applied`, `Left`), questions (`Attach`, `Find`, `Answer`).
+"""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="t"):
@@ -38,6 +42,12 @@ class Heartbeat(Message, frozen=True, kw_only=True, tag="beat"):
     """The snapshot version this node has applied to its network and tasks."""
 
 
+class Applied(Message, frozen=True, kw_only=True, tag="applied"):
+    """This node's network stands at this snapshot. Said at once where assignments ask for it (`acknowledge`)."""
+
+    version: int
+
+
 class Report(Message, frozen=True, kw_only=True, tag="report"):
     """Task statuses, the latest of each; batched by the agent, repeated until acknowledged."""
 
@@ -49,6 +59,25 @@ class Described(Message, frozen=True, kw_only=True, tag="described"):
     """The node's description changed."""
 
     description: NodeDescription
+
+
+class Attach(Message, frozen=True, kw_only=True, tag="attach"):
+    """A plain container asks for a place on a network. Asked anew in each session until it is answered: the id makes it one question."""
+
+    task_id: str
+    """Of the task that is to be made for it: the node's choice."""
+    network: str
+    """Id or name."""
+    container_id: str
+    address: str = ""
+    names: tuple[str, ...] = ()
+
+
+class Find(Message, frozen=True, kw_only=True, tag="find"):
+    """Which network is this (id, name, unique id prefix), if it is one that this node may know of?"""
+
+    question: str
+    reference: str
 
 
 class Leave(Message, frozen=True, kw_only=True, tag="leave"):
@@ -94,6 +123,29 @@ class Assignments(Message, frozen=True, kw_only=True, tag="assign"):
     set: tuple[Item, ...] = ()
     remove: tuple[str, ...] = ()
     """Keys."""
+    acknowledge: bool = False
+    """Say `Applied` as soon as the network stands at this version: a task waits for it before it dies."""
+
+
+class Left(Message, frozen=True, kw_only=True, tag="left"):
+    """No node sends anything to these tasks any more: those that were told to stop may be stopped."""
+
+    tasks: tuple[str, ...]
+
+
+class Answer(Message, frozen=True, kw_only=True, tag="answer"):
+    """To an Attach (`question` is its task's id) or a Find."""
+
+    question: str
+    network: Network | None = None
+    task_id: str = ""
+    """Of the place: another than was asked for where the container has its place there already."""
+    address: str = ""
+    """With the prefix length."""
+    status: int = 0
+    """Not 0: it failed, with this HTTP status."""
+    error: str = ""
+    rpc: str = ""
 
 
 class NodeChanged(Message, frozen=True, kw_only=True, tag="node"):
@@ -179,5 +231,5 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
     removed: bool = False
 
 
-FromAgent = Hello | Heartbeat | Report | Described | Leave
-FromManager = Welcome | Beaten | Reported | Assignments | NodeChanged | Closing | LogsWanted | LogsUnwanted
+FromAgent = Hello | Heartbeat | Applied | Report | Described | Attach | Find | Leave
+FromManager = Welcome | Beaten | Reported | Assignments | Left | Answer | NodeChanged | Closing | LogsWanted | LogsUnwanted

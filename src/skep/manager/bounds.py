@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+from collections import deque
 
 import msgspec
 
 from skep.clock import SECOND
 from skep.link.channel import Refused
-from skep.link.messages import Hello
+from skep.link.messages import PROTOCOL, Hello
 from skep.model.node import NodeDescription
 from skep.model.task import TaskStatus
 
@@ -19,12 +20,39 @@ DESCRIBE_GAP = SECOND
 OUTBOX_LIMIT = 4096
 """Messages that wait for a node that speaks and does not listen."""
 ID_LIMIT = 256
+REGISTRATIONS = 3
+REGISTRATION_WINDOW = 8 * SECOND
 PORTS_LIMIT = 64 << 10
 """Bytes of a task's ports that a node may report."""
 
 
+class Registrations:
+    """How often each node began a session of late."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, deque[int]] = {}
+
+    def check(self, node_id: str, now: int) -> None:
+        """One more. Raises Refused."""
+        times = self.times.setdefault(node_id, deque())
+        while times and times[0] <= now - REGISTRATION_WINDOW:
+            times.popleft()
+        if len(times) >= REGISTRATIONS:
+            raise Refused(f"node {node_id} exceeded rate limit count of registrations", rpc="Unavailable")
+        times.append(now)
+
+    def forget(self, node_id: str) -> None:
+        self.times.pop(node_id, None)
+
+
 def check_greeting(hello: Hello) -> None:
     """The address goes to every other node's kernel: one that is none would stop the network of all. Raises Refused."""
+    if not PROTOCOL - 1 <= hello.protocol <= PROTOCOL:
+        raise Refused(
+            f"the node speaks version {hello.protocol} of the link, this manager {PROTOCOL - 1} to {PROTOCOL}: "
+            "upgrade managers before workers, one version at a time",
+            rpc="FailedPrecondition",
+        )
     if hello.address and not _is_address(hello.address):
         raise Refused(f"{hello.address[:64]!r} is not the address of a node", rpc="InvalidArgument")
     if (reason := too_long(hello.description)) is not None:

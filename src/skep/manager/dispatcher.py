@@ -11,17 +11,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
-import msgspec
-
-from skep.clock import SECOND
 from skep.errors import Forbidden
 from skep.ids import Random, new_id
 from skep.link.channel import Refused
 from skep.link.messages import (
-    PROTOCOL,
+    Answer,
+    Applied,
+    Attach,
     Beaten,
     Closing,
     Described,
+    Find,
     FromAgent,
     FromManager,
     Heartbeat,
@@ -32,21 +32,22 @@ from skep.link.messages import (
     Reported,
     Welcome,
 )
-from skep.manager.bounds import DESCRIBE_GAP, OUTBOX_LIMIT, check_greeting, too_long
+from skep.manager.attaching import Attaching
+from skep.manager.bounds import DESCRIBE_GAP, OUTBOX_LIMIT, Registrations, check_greeting, too_long
+from skep.manager.departures import Departures
 from skep.manager.feeds import Feeds
+from skep.manager.nodes import described, doubted, down, nodes_to_wait_for, welcome
 from skep.manager.reports import BATCH_ITEMS, Reports
-from skep.manager.session import Readers, Session
+from skep.manager.session import DISCOVERY, Readers, Session
 from skep.manager.timing import Batch, Deadlines
 from skep.model.cluster import Cluster
-from skep.model.defaults import DATA_PATH_PORT, HEARTBEAT_GRACE, HEARTBEAT_PERIOD
+from skep.model.defaults import HEARTBEAT_GRACE, HEARTBEAT_PERIOD
 from skep.model.enums import NodeState
 from skep.model.node import Node, NodeDescription, NodeStatus
 from skep.model.task import TaskStatus
-from skep.plan.ops import Change, Op
+from skep.plan.ops import Op
 from skep.store.base import Event, Store
 
-REGISTRATIONS = 3
-REGISTRATION_WINDOW = 8 * SECOND
 START_GRACE = 2
 """How many times the usual grace nodes get after a manager's start."""
 BY = "dispatcher"
@@ -73,12 +74,15 @@ class Dispatcher:
         self._ready: dict[Session, None] = {}
         self._awaiting: deque[tuple[int, Session, FromManager]] = deque()
         self._deadlines = Deadlines()
-        self._registrations: dict[str, deque[int]] = {}
+        self._registrations = Registrations()
         self._assignments_due = Batch()
         self._reports_due = Batch()
         self._reports = Reports()
         self._acknowledgements: list[tuple[Session, int]] = []
+        self._departures = Departures(self._feeds)
+        self._attaching = Attaching(store)
         self._take_over(now)
+        self._departures.begin()
 
     # what a node says
 
@@ -90,21 +94,15 @@ class Dispatcher:
         node = self._store.get(Node, node_id)
         if node is None:
             raise Refused(f"node {node_id} is not part of this cluster", rpc="NotFound")
-        if not PROTOCOL - 1 <= hello.protocol <= PROTOCOL:
-            raise Refused(
-                f"the node speaks version {hello.protocol} of the link, this manager {PROTOCOL - 1} to {PROTOCOL}: "
-                "upgrade managers before workers, one version at a time",
-                rpc="FailedPrecondition",
-            )
         check_greeting(hello)
-        self._limit_registrations(node_id, now)
+        self._registrations.check(node_id, now)
         if (old := self.sessions.get(node_id)) is not None:
             self._close(old, "the node began a new session")
-        session = self.sessions[node_id] = Session(new_id(self._rng), node_id)
+        session = self.sessions[node_id] = Session(new_id(self._rng), node_id, hello.protocol)
         status = NodeStatus(state=NodeState.READY, addr=hello.address or peer, since=now)
         version = self._write_node(node, status, hello.description, "the node began a session")
         period = self._beat(session, now)
-        self._awaiting.append((version, session, self._welcome(session, node, period)))
+        self._awaiting.append((version, session, welcome(session, node, period, self.managers, self._cluster())))
         self._report(session, hello.statuses, now)
         self._release_durable()
         return session
@@ -115,10 +113,17 @@ class Dispatcher:
             return
         match message:
             case Heartbeat():
-                self.applied[session.node_id] = message.applied_version
+                self._note_applied(session, message.applied_version)
                 self._put(session, Beaten(period=self._beat(session, now), sequence=session.sequence))
+            case Applied():
+                self._note_applied(session, message.version)
             case Report():
                 self._take_report(session, message, now)
+            case Attach():
+                self._write_reports(now)
+                self._answer(self._attaching.attach(session, message, now))
+            case Find():
+                self._put(session, self._attaching.find(message, self._feeds.names(session.node_id)))
             case Described():
                 self._describe(session, message.description, now)
             case Leave():
@@ -146,12 +151,7 @@ class Dispatcher:
     def pending_messages(self, session: Session) -> list[FromManager]:
         """What is to be sent now, in order. Assignments are put together at the last moment: what changes meanwhile does not pile up."""
         self._ready.pop(session, None)
-        messages, session.outbox = session.outbox, []
-        if session.due and session.welcomed and not session.closed:
-            session.due = False
-            if (assignments := session.assignments(self._feeds, self._readers)) is not None:
-                messages.append(assignments)
-        return messages
+        return session.take(self._feeds, self._readers)
 
     def take_ready(self) -> list[Session]:
         """The sessions with something to send, in the order in which they got it; for callers without `on_ready`."""
@@ -173,9 +173,13 @@ class Dispatcher:
         events = list(events)
         if self._feeds.change(events):
             self._assignments_due.touch(now)
+        answers: list[tuple[Session, Answer]] = []
         for event in events:
             if event.kind is Node:
                 self._node_changed(event)
+            answers += self._attaching.changed(event)
+        self._answer(answers)
+        self._depart()
         self._release_durable()
 
     def tick(self, now: int) -> int | None:
@@ -185,16 +189,17 @@ class Dispatcher:
         if self._assignments_due.take(now):
             self._release_assignments()
         self._release_durable()
+        self._answer(self._attaching.expire(now))
         self._expire(now)
         return self.next_time()
 
     def next_time(self) -> int | None:
-        times = [self._assignments_due.due(), self._reports_due.due(), self._deadlines.next_time()]
+        times = [self._assignments_due.due(), self._reports_due.due(), self._deadlines.next_time(), self._attaching.next_time()]
         return min((time for time in times if time is not None), default=None)
 
     def shift(self, by: int) -> None:
         """The clock was set by so much: what was due moves with it."""
-        for timer in (self._deadlines, self._assignments_due, self._reports_due):
+        for timer in (self._deadlines, self._assignments_due, self._reports_due, self._attaching):
             timer.shift(by)
 
     def held_up(self, by: int) -> None:
@@ -211,54 +216,17 @@ class Dispatcher:
     def _take_over(self, now: int) -> None:
         """At a manager's start nobody knows which nodes are there: those that were get twice the usual time to come back."""
         ops: list[Op] = []
-        for node in self._store.all(Node):
-            if node.status.state is NodeState.DOWN or node.description is None:
-                continue
-            if node.status.state is not NodeState.UNKNOWN:
-                status = msgspec.structs.replace(
-                    node.status,
-                    state=NodeState.UNKNOWN,
-                    message='Node moved to "unknown" state due to leadership change in cluster',
-                    since=now,
-                )
-                ops.append(Change(Node, node.id, {"status": status}, "a manager has started and waits for the node's session"))
+        for node in nodes_to_wait_for(self._store):
+            if (op := doubted(node, now)) is not None:
+                ops.append(op)
             self._deadlines.expect(node.id, now + START_GRACE * HEARTBEAT_GRACE * self._period())
         if ops:
             self._store.apply(ops, by=BY)
 
-    def _limit_registrations(self, node_id: str, now: int) -> None:
-        times = self._registrations.setdefault(node_id, deque())
-        while times and times[0] <= now - REGISTRATION_WINDOW:
-            times.popleft()
-        if len(times) >= REGISTRATIONS:
-            raise Refused(f"node {node_id} exceeded rate limit count of registrations", rpc="Unavailable")
-        times.append(now)
-
     def _write_node(self, node: Node, status: NodeStatus, description: NodeDescription, because: str) -> int:
         """Returns the version after which it is stored; nothing is written when nothing changed."""
-        if status.state is node.status.state:
-            status = msgspec.structs.replace(status, since=node.status.since)
-        fields: dict[str, object] = {}
-        if status != node.status:
-            fields["status"] = status
-        if description != node.description:
-            fields["description"] = description
-        if fields and self.applied.get(node.id, 0) > node.applied_version:
-            fields["applied_version"] = self.applied[node.id]
-        if not fields:
-            return self._store.version
-        return self._store.apply([Change(Node, node.id, fields, because)], by=BY)
-
-    def _welcome(self, session: Session, node: Node, period: int) -> Welcome:
-        cluster = self._cluster()
-        return Welcome(
-            session_id=session.id,
-            node_id=node.id,
-            heartbeat_period=period,
-            spec=node.spec,
-            managers=self.managers,
-            data_path_port=cluster.data_path_port if cluster else DATA_PATH_PORT,
-        )
+        op = described(node, status, description, self.applied.get(node.id, 0), because)
+        return self._store.apply([op], by=BY) if op is not None else self._store.version
 
     def _cluster(self) -> Cluster | None:
         return next(iter(self._store.all(Cluster)), None)
@@ -282,10 +250,7 @@ class Dispatcher:
 
     def _down(self, node_id: str, message: str, now: int) -> list[Op]:
         node = self._store.get(Node, node_id)
-        if node is None or node.status.state is NodeState.DOWN:
-            return []
-        status = msgspec.structs.replace(node.status, state=NodeState.DOWN, message=message, since=now)
-        return [Change(Node, node_id, {"status": status}, message)]
+        return [down(node, message, now)] if node is not None and node.status.state is not NodeState.DOWN else []
 
     def _leave(self, session: Session, now: int) -> None:
         self._deadlines.forget(session.node_id)
@@ -301,10 +266,12 @@ class Dispatcher:
             for session in self.sessions.values():
                 self._tell_node(session)
         found = self.sessions.get(event.id)
+        if not isinstance(event.new, Node) or event.new.status.state is NodeState.DOWN:
+            self._departures.gone(event.id)
         if event.new is None:
             self._deadlines.forget(event.id)
             self.applied.pop(event.id, None)
-            self._registrations.pop(event.id, None)
+            self._registrations.forget(event.id)
             if found is not None:
                 self._close(found, "this node was removed from the cluster", removed=True)
         elif found is not None and isinstance(event.new, Node) and isinstance(event.old, Node) and event.old.spec != event.new.spec:
@@ -314,6 +281,35 @@ class Dispatcher:
         node = self._feeds.nodes.get(session.node_id)
         if node is not None and session.welcomed:
             self._put(session, NodeChanged(spec=node.spec, managers=self.managers))
+
+    # tasks that leave, and places for plain containers
+
+    def _note_applied(self, session: Session, version: int) -> None:
+        self.applied[session.node_id] = version
+        self._departures.applied(session.node_id, version)
+        self._tell_left()
+
+    def _depart(self) -> None:
+        for node_id in self._departures.begin():
+            session = self.sessions.get(node_id)
+            if session is not None and session.protocol >= DISCOVERY:
+                session.ask = True
+            elif session is not None:
+                self._departures.gone(node_id)
+        self._tell_left()
+
+    def _tell_left(self) -> None:
+        for node_id, tasks in self._departures.take_left().items():
+            session = self.sessions.get(node_id)
+            if session is not None:
+                session.left |= tasks
+                session.due = True
+                self._wake(session)
+
+    def _answer(self, answers: list[tuple[Session, Answer]]) -> None:
+        for session, answer in answers:
+            if not session.closed:
+                self._put(session, answer)
 
     # reports
 
@@ -371,6 +367,7 @@ class Dispatcher:
     def _forget(self, session: Session) -> None:
         session.closed = True
         self._ready.pop(session, None)
+        self._attaching.drop(session)
         session.stop_reading(self._readers)
         if self.sessions.get(session.node_id) is session:
             del self.sessions[session.node_id]
@@ -383,6 +380,8 @@ class Dispatcher:
                 continue
             if isinstance(message, Welcome):
                 session.welcomed = session.due = True
+                session.ask = self._departures.asks(session.node_id)
+                session.left |= set(self._departures.left(session.node_id))
             self._put(session, message)
 
     def _release_assignments(self) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from skep.model.assignment import DiscoveryItem, EndpointItem, Item
 from skep.model.base import Object
+from skep.model.enums import TaskState
 from skep.model.network import Network
 from skep.model.node import Node
 from skep.model.service import Service
@@ -80,7 +81,12 @@ class Feeds:
         self._by_node: dict[str, dict[str, Task]] = {}
         self._by_service: dict[str, set[str]] = {}
         self._uses: dict[str, Counter[str]] = {}
+        self._users: dict[str, set[str]] = {}
         self._ingress: set[str] = set()
+        self.departing: dict[str, tuple[str, tuple[str, ...]]] = {}
+        """Tasks with addresses that were told to stop -> (their node, the networks on which others may know them); the owner empties it."""
+        self.ended: set[str] = set()
+        """Tasks that were told to stop, and have; the owner empties it."""
         self._marks = 0
         self.changed_feeds: set[str] = set()
         self.changed_nodes: dict[str, set[str]] = {}
@@ -117,6 +123,10 @@ class Feeds:
     def names(self, node_id: str) -> set[str]:
         """The feeds this node reads."""
         return {CLUSTER, *self._ingress, *(self._uses.get(node_id) or ())}
+
+    def users(self, network_id: str) -> set[str]:
+        """The nodes that read this network's feed."""
+        return set(self.nodes) if network_id in self._ingress else self._users.get(network_id, set())
 
     def managers(self) -> tuple[str, ...]:
         return tuple(sorted(node.manager_addr for node in self.nodes.values() if node.manager_addr))
@@ -197,6 +207,14 @@ class Feeds:
                 if side is not None and assignment.assigned(side):
                     self._mark(side.node_id, task.id)
         self._index(old, new)
+        left, leaves = old is not None and assignment.leaving(old), new is not None and assignment.leaving(new)
+        if new is not None and leaves and not left:
+            # what is not known of (a manager's start) may have been told
+            known = assignment.serving(old) if old is not None else new.status.state is TaskState.RUNNING
+            self.departing[task.id] = (new.node_id, assignment.networks_of(new) if known else ())
+        elif left and not leaves:
+            self.departing.pop(task.id, None)
+            self.ended.add(task.id)
         self._replace(assignment.endpoint_items(old) if old else (), assignment.endpoint_items(new) if new else ())
 
     def _replace(self, old: Iterable[EndpointItem | DiscoveryItem], new: Iterable[EndpointItem | DiscoveryItem]) -> None:
@@ -246,8 +264,18 @@ class Feeds:
                 del uses[network]
             if uses[network] == (0 if by < 0 else 1):
                 self._mark(node_id)
+                self._reads(node_id, network, by > 0)
         if not uses:
             del self._uses[node_id]
+
+    def _reads(self, node_id: str, network: str, begins: bool) -> None:
+        users = self._users.setdefault(network, set())
+        if begins:
+            users.add(node_id)
+        else:
+            users.discard(node_id)
+        if not users:
+            del self._users[network]
 
 
 def _discovered(service: Service) -> tuple[object, ...]:

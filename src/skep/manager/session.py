@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from skep.link.messages import Assignments, FromManager
+import msgspec
+
+from skep.link.messages import PROTOCOL, Assignments, FromManager, Left
 from skep.manager.feeds import Feed, Feeds
-from skep.model.assignment import Item
+from skep.model.assignment import DiscoveryItem, Item
+
+DISCOVERY = 2
+"""The version of the link from which nodes understand `DiscoveryItem`, `Left` and the question whether something is applied."""
 
 
 class Session:
     """`id`, `node_id` and `closed` are for everybody, the rest is the dispatcher's."""
 
-    def __init__(self, id: str, node_id: str) -> None:
+    def __init__(self, id: str, node_id: str, protocol: int = PROTOCOL) -> None:
         self.id = id
         self.node_id = node_id
+        self.protocol = protocol
+        """That the node speaks."""
         self.closed = False
         self.outbox: list[FromManager] = []
         self.welcomed = False
@@ -20,6 +27,10 @@ class Session:
         """There may be assignments to send."""
         self.tasks: set[str] = set()
         """Its tasks that changed since they were last sent."""
+        self.ask = False
+        """The node is to say when its network has what is sent next."""
+        self.left: set[str] = set()
+        """Its tasks to which nobody sends any more, to be told."""
         self.reports = 0
         """The last report taken."""
         self.described_at = 0
@@ -28,14 +39,35 @@ class Session:
         """Of the last assignments handed out."""
         self._places: dict[str, tuple[Feed, int]] = {}
 
+    def take(self, feeds: Feeds, readers: Readers) -> list[FromManager]:
+        """All that is to be sent now, in order: the node hears that nobody sends to a task when it has heard that the task is to stop."""
+        messages, self.outbox = self.outbox, []
+        if self.due and self.welcomed and not self.closed:
+            self.due = False
+            if (assignments := self.assignments(feeds, readers)) is not None:
+                messages.append(assignments)
+            if self.left and self.protocol >= DISCOVERY:
+                messages.append(Left(tasks=tuple(sorted(self.left))))
+            self.left = set()
+        return messages
+
     def assignments(self, feeds: Feeds, readers: Readers) -> Assignments | None:
         """The whole set at first, then what changed since the last call; None: nothing did."""
+        message = self._assignments(feeds, readers)
+        self.ask = False
+        if message is not None and self.protocol < DISCOVERY:
+            known = tuple(item for item in message.set if not isinstance(item, DiscoveryItem))
+            message = msgspec.structs.replace(message, set=known)
+        return message
+
+    def _assignments(self, feeds: Feeds, readers: Readers) -> Assignments | None:
         changes = None if self._complete else self._difference(feeds, readers)
         tasks, self.tasks = self.tasks, set()
         if changes is None:
             self._complete = False
             self.sequence += 1
-            return Assignments(complete=True, results_in=self.sequence, version=feeds.version, set=tuple(self._everything(feeds, readers)))
+            everything = tuple(self._everything(feeds, readers))
+            return Assignments(complete=True, results_in=self.sequence, version=feeds.version, set=everything, acknowledge=self.ask)
         found, removed = changes
         for id in sorted(tasks):
             item = feeds.task(id, self.node_id)
@@ -43,7 +75,7 @@ class Session:
                 found.append(item)
             else:
                 removed.append(f"task/{id}")
-        if not found and not removed:
+        if not (found or removed or self.ask):
             return None
         self.sequence += 1
         return Assignments(
@@ -52,6 +84,7 @@ class Session:
             version=feeds.version,
             set=tuple(found),
             remove=tuple(removed),
+            acknowledge=self.ask,
         )
 
     def stop_reading(self, readers: Readers) -> None:

@@ -121,6 +121,11 @@ def serving(task: Task) -> bool:
     return task.status.state is TaskState.RUNNING and task.desired_state <= TaskState.COMPLETE and bool(task.node_id)
 
 
+def leaving(task: Task) -> bool:
+    """It is to stop, and has addresses that others may know."""
+    return placed(task) and task.desired_state > TaskState.COMPLETE and any(place.addresses for place in task.attachments)
+
+
 def endpoint_items(task: Task) -> Iterator[EndpointItem]:
     """Its addresses, one per network that has any."""
     if not placed(task):

@@ -19,7 +19,7 @@ from skep.model.enums import TaskState, UpdateState
 from skep.model.network import Network
 from skep.model.node import Node
 from skep.model.service import Service, UpdateStatus
-from skep.model.task import Task, TaskStatus
+from skep.model.task import Attachment, Task, TaskStatus
 from skep.plan.ops import Create, Delete, Op
 
 OWNERS: dict[str, str] = {
@@ -82,6 +82,13 @@ def _creates_task(of_service: bool) -> Callable[[Any, Fields], bool]:
     return check
 
 
+def _renames(old: Task, new: Fields) -> bool:
+    def places(attachments: tuple[Attachment, ...]) -> list[tuple[str, tuple[str, ...]]]:
+        return [(place.network_id, place.addresses) for place in attachments]
+
+    return not old.service_id and places(old.attachments) == places(new["attachments"])
+
+
 def _finished(old: Task, _: Fields) -> bool:
     """Not running anywhere and not about to."""
     return old.terminal or (old.desired_state > TaskState.RUNNING and old.status.state < TaskState.ASSIGNED)
@@ -142,6 +149,7 @@ TABLE: tuple[Row, ...] = (
     *_rows(Task, "generic_resources", "scheduler"),
     Row(Task, "running_at", "dispatcher", "once", lambda old, new: not old.running_at),
     *_rows(Task, "attachments", "allocator"),
+    Row(Task, "attachments", "control", "the names of a network attachment", _renames),
     *_rows(Service, f"{CREATE} {DELETE}", "control"),
     *_rows(Service, " ".join(SWAPPED), "control"),
     *_rows(Service, "job_status", "control"),

@@ -28,7 +28,7 @@ def plan_reap(view: View, task_ids: Iterable[str]) -> Plan:
             continue
         if task.service_id:
             slots[slot_key(task)] = None
-        elif because := _useless(task, None):
+        elif because := _useless(task, None) or ("the container has left the network" if task.terminal else ""):
             ops.append(Delete(Task, task.id, because))
     for key in slots:
         ops.extend(_reap_slot(view, key))

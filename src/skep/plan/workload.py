@@ -11,8 +11,9 @@ from enum import StrEnum
 
 import msgspec
 
+from skep.clock import SECOND
 from skep.model.enums import TaskState
-from skep.model.task import TaskStatus
+from skep.model.task import Task, TaskStatus
 
 
 class Call(StrEnum):
@@ -53,6 +54,8 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     """Of its container, once it is down."""
     network_ready: bool = True
     """This node's network has what the task needs."""
+    leaving: bool = False
+    """It is to stop, and others may still send to it: it is not stopped before they have heard, and open connections had time to end."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +69,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 IDLE = Step()
+LEAVE_LIMIT = 2 * SECOND
 UNHEALTHY = "unhealthy container"
 """What `Tasks.wait` and `Tasks.start` raise when a health check fails for good."""
 _ADVANCE = {
@@ -104,6 +108,9 @@ def _failing(now: Situation) -> Step:
 
 
 def _stopping(now: Situation) -> Step:
+    """A task that leaves goes on as it is, and is watched: it may end by itself."""
+    if now.leaving and not now.stopped:
+        return IDLE
     if now.busy is not None:
         return IDLE if now.busy in (Call.SHUTDOWN, Call.REMOVE) else Step(cancel=True)
     if now.stopped or now.status.state < TaskState.PREPARING:
@@ -122,6 +129,18 @@ def _running(now: Situation) -> Step:
     if state is TaskState.PREPARING and not now.network_ready:
         return IDLE
     return Step(call=_WORK[state]) if state in _WORK else IDLE
+
+
+def serves(task: Task, status: TaskStatus) -> bool:
+    """Others may know it as somebody to send to: it runs, and has an address. By its node's own status, which is ahead of the manager's."""
+    return status.state is TaskState.RUNNING and any(place.addresses for place in task.attachments)
+
+
+def stop_time(told_at: int, left_at: int, drain: int) -> int:
+    """When a task that serves may be stopped: when all nodes know that it leaves (`left_at`, 0 = not known), which is waited for no longer
+    than `LEAVE_LIMIT` from when it was told to stop; and then `drain` later."""
+    limit = told_at + LEAVE_LIMIT
+    return (min(max(left_at, told_at), limit) if left_at else limit) + drain
 
 
 def after(call: Call, ended: Ended, status: TaskStatus) -> Step:

@@ -57,7 +57,9 @@ def _confirm(tasks: Sequence[Task], places: Places, view: View, now: int, ops: l
         key = (task.service_id or task.id, task.spec_version)
         if key not in known:
             wants = wants_of(task)
-            known[key] = wants, filters_for(task, wants, view)
+            # a plain container is there already, and takes nothing but an address
+            plain = task.spec.network_attachment_spec is not None
+            known[key] = wants, () if plain else filters_for(task, wants, view)
         wants, filters = known[key]
         filter_ = turned_down(filters, place)
         if filter_ is not None:

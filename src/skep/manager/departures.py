@@ -1,0 +1,96 @@
+"""Leaving before dying: which tasks are to stop, and which nodes may still send to them. A synchronous core; the dispatcher drives it.
+
+A task that served is stopped when every ready node that reads one of its networks has said that its network stands without it. Nodes are
+asked only then (`Assignments.acknowledge`), so a change that stops nothing is answered by nobody. Tasks that leave the same networks with
+the same change share one wave. Nothing here is stored: a new manager begins a wave for every task that leaves, and a node waits for two
+seconds at most. See docs/link.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from skep.manager.feeds import Feeds
+from skep.model.enums import NodeState
+
+
+class _Wave(msgspec.Struct, eq=False):
+    version: int
+    """The first that shows that they leave."""
+    waiting: set[str]
+    """Nodes that have not said so yet."""
+    tasks: set[str]
+
+
+class Departures:
+    def __init__(self, feeds: Feeds) -> None:
+        self._feeds = feeds
+        self._waves: list[_Wave] = []
+        self._nodes: dict[str, str] = {}
+        """Task that leaves -> its node."""
+        self._left: dict[str, set[str]] = {}
+        """Node -> its tasks to which nobody sends any more, until they have stopped."""
+
+    def begin(self) -> set[str]:
+        """Take over from the feeds what changed; returns the nodes that are to be asked. `take_left` may have something then."""
+        feeds = self._feeds
+        for id in feeds.ended:
+            self._forget(id)
+        feeds.ended.clear()
+        waves: dict[tuple[str, ...], _Wave] = {}
+        for id, (node_id, networks) in feeds.departing.items():
+            self._nodes[id] = node_id
+            if networks not in waves:
+                nodes = {node for network in networks for node in feeds.users(network) if self._counts(node)}
+                waves[networks] = _Wave(feeds.version, nodes, set())
+            waves[networks].tasks.add(id)
+        feeds.departing.clear()
+        self._waves += waves.values()
+        return {node for wave in waves.values() for node in wave.waiting}
+
+    def asks(self, node_id: str) -> bool:
+        """Whether it is waited for: a session that begins is asked too."""
+        return any(node_id in wave.waiting for wave in self._waves)
+
+    def applied(self, node_id: str, version: int) -> None:
+        for wave in self._waves:
+            if wave.version <= version:
+                wave.waiting.discard(node_id)
+
+    def gone(self, node_id: str) -> None:
+        """It is down, or no longer part of the cluster."""
+        for wave in self._waves:
+            wave.waiting.discard(node_id)
+
+    def take_left(self) -> dict[str, set[str]]:
+        """Node -> its tasks that may be stopped from now on, each once."""
+        over = [wave for wave in self._waves if not wave.waiting]
+        if not over:
+            return {}
+        self._waves = [wave for wave in self._waves if wave.waiting]
+        found: dict[str, set[str]] = {}
+        for wave in over:
+            for id in wave.tasks & self._nodes.keys():
+                found.setdefault(self._nodes[id], set()).add(id)
+        for node_id, tasks in found.items():
+            self._left.setdefault(node_id, set()).update(tasks)
+        return found
+
+    def left(self, node_id: str) -> Iterable[str]:
+        """Of this node: what a session that begins is told."""
+        return self._left.get(node_id, ())
+
+    def _counts(self, node_id: str) -> bool:
+        """It may be sending: a node that is down is not waited for, nor one that never had a session."""
+        node = self._feeds.nodes.get(node_id)
+        return node is not None and node.description is not None and node.status.state is not NodeState.DOWN
+
+    def _forget(self, id: str) -> None:
+        node_id = self._nodes.pop(id, "")
+        tasks = self._left.get(node_id)
+        if tasks is not None:
+            tasks.discard(id)
+            if not tasks:
+                del self._left[node_id]
