@@ -30,6 +30,7 @@ from skep.datapath.base import Datapath
 from skep.datapath.node import MemberNetwork, NodeNetwork
 from skep.datapath.path import KernelDatapath
 from skep.datapath.resolving import ResolverNames
+from skep.datapath.router import host_networks
 from skep.describe import describer
 from skep.engine.base import Engine
 from skep.engine.oci.engine import OciEngine
@@ -38,10 +39,10 @@ from skep.engine.oci.kernel import make_shared_root
 from skep.errors import ConfigError, SkepError
 from skep.ids import new_hex
 from skep.membership import Membership
-from skep.node.bare import BareNetworks
 from skep.node.base import Attachments, LocalNetworks
 from skep.node.container import NodeFacts
 from skep.node.health import Health
+from skep.node.networks import Networks
 from skep.node.plain import Plain
 from skep.node.tasks import TaskRuntime
 from skep.node.volumes import Volumes
@@ -65,7 +66,6 @@ class Node:
     networks: LocalNetworks
     attachments: Attachments
     plain: Plain | None
-    plain: Plain | None = None
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

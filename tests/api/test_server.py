@@ -113,9 +113,9 @@ def test_what_is_not_built_is_refused_and_reads_answer() -> None:
     async def scene(client: Client, world: FakeContext) -> None:
         await client.ask("POST", "/swarm/init", INIT)
         for method, path in (
-            ("POST", "/secrets/create"), ("POST", "/configs/create"), ("POST", "/containers/create"),
+            ("POST", "/secrets/create"), ("POST", "/configs/create"),
             ("POST", "/build"), ("POST", "/images/load"), ("POST", "/auth"),
-            ("GET", "/images/json?manifests=1"), ("POST", "/images/create?fromSrc=-"), ("GET", "/containers/json?size=1"),
+            ("GET", "/images/json?manifests=1"), ("POST", "/images/create?fromSrc=-"),
         ):  # fmt: skip
             answer = await client.ask(method, path, {} if method == "POST" else None)
             assert answer.status == 501 and answer.body["message"].startswith("skep "), (path, answer.raw)

@@ -21,6 +21,7 @@ from skep.model.service import Service
 from skep.model.spec import ClusterSpec, NetworkSpec, NodeSpec, ServiceSpec
 from skep.model.task import Task
 from skep.node.base import Attachments, LocalNetworks
+from skep.node.plain import Plain
 from skep.node.volumes import Volumes
 from skep.plan.view import View
 from skep.store.base import Watch
@@ -167,6 +168,10 @@ class LocalEvents(Protocol):
         """Publish what happened to a container; its name, image and labels are added to the attributes."""
         ...
 
+    def tell(self, kind: str, action: str, subject: Any, attributes: Mapping[str, str]) -> None:
+        """For `skep.node.plain.Plain.tell`."""
+        ...
+
 
 class NodeInfo(Protocol):
     """What GET /info and /version say of this host; all in Docker's JSON names."""
@@ -203,6 +208,11 @@ class Context(Protocol):
     @property
     def attachments(self) -> Attachments:
         """Places of this node's plain containers on the cluster's networks, and which of these this node knows."""
+        ...
+
+    @property
+    def plain(self) -> Plain | None:
+        """This node's plain containers; None where it can have none (the host socket)."""
         ...
 
     @property

@@ -45,6 +45,7 @@ class LocalEvents:
         self._ring: deque[Mapping[str, Any]] = deque(maxlen=PAST)
         self._listeners: set[asyncio.Queue[Any]] = set()
         self._known: dict[str, Container] = {}
+        self._queue: asyncio.Queue[tuple[str, str, Exit | None]] | None = None
 
     def past(self) -> Sequence[Mapping[str, Any]]:
         return tuple(self._ring)
@@ -83,14 +84,25 @@ class LocalEvents:
             )
         )
 
+    def tell(self, kind: str, action: str, subject: Any, attributes: Mapping[str, str]) -> None:
+        """What the engine does not tell by itself (`skep.node.plain.Plain.tell`), after what it has told until now: a container that was
+        stopped has died before."""
+        while self._queue is not None and not self._queue.empty():
+            self._happened(*self._queue.get_nowait())
+        if isinstance(subject, Container):
+            self.container(action, subject, attributes)
+        else:
+            self.publish(message(kind, action, subject, attributes, self._clock.now()))
+
     async def run(self) -> None:
-        queue = self._engine.subscribe()
+        queue = self._queue = self._engine.subscribe()
         self._known = {c.config.id: c for c in self._engine.all()}
         try:
             while True:
                 action, id, ended = await queue.get()
                 self._happened(action, id, ended)
         finally:
+            self._queue = None
             self._engine.unsubscribe(queue)
 
     def _happened(self, action: str, id: str, ended: Exit | None) -> None:

@@ -39,7 +39,10 @@ class State:
 
     def __init__(self, context: Context, health: Callable[[str], Health | None] | None = None) -> None:
         self.context = context
-        self.containers = Containers(context.engine, health or (lambda task_id: None))
+        self.containers = Containers(context.engine, self._health_of, self._is_restarting)
+        self._tasks_health = health
+        if context.plain is not None:
+            context.plain.tell = context.events.tell
         self.headers: Mapping[str, str] = {
             "Api-Version": written(API_VERSION),
             "Docker-Experimental": "false",
@@ -51,6 +54,14 @@ class State:
         self.group: asyncio.TaskGroup | None = None
         self.cluster_changed = asyncio.Event()
         """Set when this node joined or left a cluster, so that the event feed need not wait."""
+
+    def _health_of(self, id: str) -> Health | None:
+        plain = self.context.plain
+        found = plain.health(id) if plain is not None else None
+        return found or (self._tasks_health(id) if self._tasks_health is not None else None)
+
+    def _is_restarting(self, id: str) -> bool:
+        return self.context.plain is not None and self.context.plain.is_restarting(id)
 
     def dress(self, response: web.StreamResponse) -> None:
         """The headers that every answer of the API carries."""

@@ -27,6 +27,7 @@ from skep.local.layout import layout
 from skep.local.underlay import Underlay
 from skep.node.bare import BareNetworks, NoAttachments
 from skep.node.base import Attachments, LocalNetworks
+from skep.node.plain import Plain
 from skep.node.volumes import Volume, Volumes
 from skep.system import SystemClock, start_logging, system_random
 
@@ -73,6 +74,7 @@ class Host:
         self.volumes: Volumes = NoVolumes(Path(layout(name).root) / "host-volumes", engine.clock, system_random(), containers=engine.all)
         self.networks: LocalNetworks = BareNetworks(name, REFUSAL.format("networks"))
         self.attachments: Attachments = NoAttachments()
+        self.plain: Plain | None = None
         self.local_events = LocalEvents(engine, engine.clock)
         self.events: Events = self.local_events
 

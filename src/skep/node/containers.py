@@ -13,6 +13,7 @@ from skep.engine.base import Container, ContainerConfig, Engine
 from skep.model.spec import Healthcheck, PortConfig
 from skep.node.container import TASK_ID, healthcheck_of
 from skep.node.health import Health
+from skep.node.plain_config import Record, record_of
 
 
 class Attached(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +39,10 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
     stop_timeout: int = 10
     """Seconds."""
     log_options: dict[str, str] = {}
+    plain: Record | None = None
+    """All that was asked of a plain container; None: a task's."""
+    restarting: bool = False
+    """It has ended, and its policy starts it again in a while."""
 
 
 def task_of(config: ContainerConfig) -> str:
@@ -46,13 +51,18 @@ def task_of(config: ContainerConfig) -> str:
 
 
 class Containers:
-    def __init__(self, engine: Engine, health: Callable[[str], Health | None]) -> None:
-        """`health`: by task id, `TaskRuntime.health`."""
+    def __init__(
+        self, engine: Engine, health: Callable[[str], Health | None], restarting: Callable[[str], bool] = lambda id: False
+    ) -> None:
+        """`health`: by task id, or the id of a plain container; `restarting`: by id, `Plain.is_restarting`."""
         self._engine = engine
         self._health = health
+        self._restarting = restarting
 
     def describe(self, container: Container) -> Described:
         config = container.config
+        if (record := record_of(config)) is not None:
+            return self._plain(container, record)
         extra: dict[str, Any] = config.extra
         task_id = task_of(config)
         networks = [
@@ -69,6 +79,23 @@ class Containers:
             health=self._health(task_id) if task_id else None,
             stop_timeout=int(extra.get("stop_grace_period") or 10 * SECOND) // SECOND,
             log_options=dict(extra.get("log_options") or {}),
+        )
+
+    def _plain(self, container: Container, record: Record) -> Described:
+        config = record.config
+        return Described(
+            container=container,
+            image=config.image,
+            networks=tuple(
+                Attached(network_id=one.network_id, addresses=(one.address,) if one.address else (), aliases=one.settings.aliases)
+                for one in record.joined
+            ),
+            healthcheck=config.healthcheck,
+            health=self._health(container.config.id),
+            stop_timeout=config.stop_timeout if config.stop_timeout is not None else 10,
+            log_options=record.host.log_config.config,
+            plain=record,
+            restarting=self._restarting(container.config.id),
         )
 
     def all(self) -> list[Described]:

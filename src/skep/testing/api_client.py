@@ -81,6 +81,11 @@ async def next_chunk(reader: asyncio.StreamReader) -> bytes:
     return data
 
 
+async def _plain(context: FakeContext) -> None:
+    await context.plain.start_up()
+    await context.plain.run()
+
+
 @contextlib.asynccontextmanager
 async def serving(context: FakeContext) -> AsyncIterator[Client]:
     """A server over `context` on a socket of its own, with what a daemon runs beside it."""
@@ -91,6 +96,7 @@ async def serving(context: FakeContext) -> AsyncIterator[Client]:
             beside = [
                 group.create_task(context.events.run()),
                 group.create_task(context.engine.run()),
+                group.create_task(_plain(context)),
                 group.create_task(serve_unix(make_app(context), path, ready=ready)),
             ]
             await ready.wait()

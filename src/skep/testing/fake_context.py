@@ -21,8 +21,11 @@ from skep.manager.ca import new_root
 from skep.manager.control import Control, bootstrap_cluster
 from skep.model.node import NodeDescription
 from skep.model.task import Task
+from skep.node.container import NodeFacts
+from skep.node.plain import Plain
 from skep.node.volumes import Volumes
 from skep.store.memory import MemoryStore, NullBackend
+from skep.testing.fake_datapath import FakeDatapath
 from skep.testing.fake_networks import FakeAttachments, FakeNetworks
 from skep.testing.scripted_engine import MemoryEngine
 
@@ -147,6 +150,9 @@ class FakeContext:
         self.volumes = Volumes(volumes or Path("/proc/nowhere/volumes"), clock, rng, containers=self.engine.all)
         self.networks = FakeNetworks(clock, rng)
         self.attachments = FakeAttachments()
+        self.datapath = FakeDatapath(clock)
+        facts = NodeFacts(hostname="node-1", resolv_conf="nameserver 10.0.2.3\n")
+        self.plain = Plain(self.engine, self.datapath, self.networks, self.volumes, clock, rng, facts, self.attachments)
         self.events = LocalEvents(self.engine, clock)
         self.control: Control | None = None
         self.store: MemoryStore | None = None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from skep.api.routes import (
+    attach,
     containers,
     distribution,
     events,
     exec,
+    files,
     images,
+    lifecycle,
     networks,
     nodes,
     refused,
@@ -20,5 +23,22 @@ from skep.api.routes import (
 from skep.api.routing import Routes
 
 ROUTES = Routes()
-for _module in (system, swarm, nodes, services, tasks, networks, distribution, images, containers, exec, events, volumes, refused):
+for _module in (
+    system,
+    swarm,
+    nodes,
+    services,
+    tasks,
+    networks,
+    distribution,
+    images,
+    containers,
+    lifecycle,
+    attach,
+    files,
+    exec,
+    events,
+    volumes,
+    refused,
+):
     ROUTES.include(_module.ROUTES)

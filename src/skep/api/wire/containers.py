@@ -7,24 +7,23 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from skep.api.wire import plain
 from skep.api.wire.networks import endpoint_id, mac_of
 from skep.api.wire.times import ZERO, ago, stamp
 from skep.clock import SECOND
-from skep.engine.base import Container, ContainerConfig, Image
+from skep.engine.base import ContainerConfig, Image
 from skep.node.containers import Described
 from skep.node.health import Health
 
-MASKED = [
-    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
-    "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
-]  # fmt: skip
-READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 TASK_ID = "com.docker.swarm.task.id"
 _SAFE = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 
 
-def state(container: Container) -> str:
-    """Docker's word: created, running, paused, exited."""
+def state(described: Described) -> str:
+    """Docker's word: created, running, paused, restarting, exited."""
+    container = described.container
+    if described.restarting:
+        return "restarting"
     if container.running:
         return "paused" if container.paused else "running"
     return "exited" if container.exit is not None else "created"
@@ -41,7 +40,8 @@ def status(described: Described, now: int) -> str:
             return up + (" (health: starting)" if described.health.status == "starting" else f" ({described.health.status})")
         return up
     if container.exit is not None:
-        return f"Exited ({container.exit.code}) {ago(now - container.exit.at)} ago"
+        word = "Restarting" if described.restarting else "Exited"
+        return f"{word} ({container.exit.code}) {ago(now - container.exit.at)} ago"
     return "Created"
 
 
@@ -133,6 +133,7 @@ def list_form(described: Described, image: Image | None, names: Mapping[str, str
     """An element of GET /containers/json."""
     container = described.container
     config = container.config
+    record = described.plain
     return {
         "Id": config.id,
         "Names": [f"/{config.name}"],
@@ -140,24 +141,32 @@ def list_form(described: Described, image: Image | None, names: Mapping[str, str
         "ImageID": config.image,
         "Command": command(config.args),
         "Created": container.created_at // SECOND,
-        "Ports": ports(described, image),
+        "Ports": ports(described, image) if record is None else plain.ports_list(record, container),
         "Labels": config.labels,
-        "State": state(container),
+        "State": state(described),
         "Status": status(described, now),
-        "HostConfig": {"NetworkMode": "host" if config.host_network else "bridge"},
-        "NetworkSettings": {"Networks": networks(described, names)},
-        "Mounts": mounts(config),
+        "HostConfig": {"NetworkMode": _network_mode(described)},
+        "NetworkSettings": {"Networks": networks(described, names) if record is None else plain.networks_form(record)},
+        "Mounts": mounts(config) if record is None else plain.mounts_form(record.points),
     }
+
+
+def _network_mode(described: Described) -> str:
+    if described.plain is not None:
+        return described.plain.host.network_mode
+    return "host" if described.container.config.host_network else "bridge"
 
 
 def _state(described: Described) -> dict[str, Any]:
     container = described.container
     ended = container.exit
+    record = described.plain
+    failed = record is not None and bool(record.error) and not container.running
     shown: dict[str, Any] = {
-        "Status": state(container),
-        "Running": container.running,
+        "Status": state(described),
+        "Running": container.running or described.restarting,
         "Paused": container.paused,
-        "Restarting": False,
+        "Restarting": described.restarting,
         "OOMKilled": ended.oom if ended is not None else False,
         "Dead": False,
         "Pid": container.pid if container.running else 0,
@@ -166,6 +175,8 @@ def _state(described: Described) -> dict[str, Any]:
         "StartedAt": stamp(container.started_at),
         "FinishedAt": stamp(ended.at) if ended is not None else ZERO,
     }
+    if failed and record is not None:
+        shown |= {"ExitCode": record.error_code, "Error": record.error}
     if described.health is not None:
         shown["Health"] = _health(described.health)
     return shown
@@ -239,8 +250,8 @@ def _host_config(described: Described) -> dict[str, Any]:
         "PidsLimit": limits.pids or None,
         "Ulimits": [{"Name": u.name, "Hard": u.hard, "Soft": u.soft} for u in config.ulimits],
         "Init": config.init,
-        "MaskedPaths": None if config.privileged else MASKED,
-        "ReadonlyPaths": None if config.privileged else READ_ONLY,
+        "MaskedPaths": None if config.privileged else plain.MASKED,
+        "ReadonlyPaths": None if config.privileged else plain.READ_ONLY,
     }
 
 
@@ -277,6 +288,7 @@ def inspect_form(described: Described, image: Image | None, names: Mapping[str, 
     """GET /containers/{id}/json. Entrypoint and command are one: the engine keeps what is really run."""
     container = described.container
     config = container.config
+    record = described.plain
     published = {
         f"{p['PrivatePort']}/{p['Type']}": [{"HostIp": p["IP"], "HostPort": str(p["PublicPort"])}] if "PublicPort" in p else None
         for p in ports(described, image)
@@ -293,18 +305,20 @@ def inspect_form(described: Described, image: Image | None, names: Mapping[str, 
         "HostsPath": "",
         "LogPath": "",
         "Name": f"/{config.name}",
-        "RestartCount": 0,
+        "RestartCount": record.restarts if record is not None else 0,
         "Driver": driver,
         "Platform": "linux",
         "MountLabel": "",
         "ProcessLabel": "",
         "AppArmorProfile": "",
         "ExecIDs": execs or None,
-        "HostConfig": _host_config(described),
+        "HostConfig": _host_config(described) if record is None else plain.host_form(record.host),
         "GraphDriver": {"Data": None, "Name": driver},
-        "Mounts": mounts(config),
-        "Config": _config(described, image),
-        "NetworkSettings": {
+        "Mounts": mounts(config) if record is None else plain.mounts_form(record.points),
+        "Config": _config(described, image) if record is None else plain.config_form(record.config),
+        "NetworkSettings": plain.network_settings(record, container)
+        if record is not None
+        else {
             "Bridge": "",
             "SandboxID": "",
             "SandboxKey": config.netns,
