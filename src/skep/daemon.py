@@ -80,10 +80,21 @@ class Node:
         )
         self.engine = self.oci = OciEngine(self.data, self.run_root, images, self.clock, self.rng, settings.cgroup_parent, settings.runtime)
         self.volumes = Volumes(self.data / "volumes", self.clock, self.rng, containers=self.engine.all, mounts=self.run_root / "volumes")
-        self.networks = BareNetworks(settings.hostname, "skep has no networks of a single node beside bridge, host and none yet")
+        self.kernel = KernelDatapath("skep", self.run_root / "network", "", clock=self.clock, aside=settings.forwarding == "aside")
+        self.network = NodeNetwork(self.kernel, ResolverNames(self.run_root))
+        self.networks = self.own_networks = Networks(
+            self.data / "networks", self.network, self.clock, self.rng, host=lambda: host_networks("skep")
+        )
         self.attachments = self.cluster_attachments = ClusterAttachments(self.rng)
         self.events = self.node_events = NodeEvents(self.engine, self.clock)
         self.warnings = Warnings()
+        self.facts = NodeFacts(
+            hostname=settings.hostname or socket.gethostname(), architecture=platform.machine(), resolv_conf=_resolv_conf()
+        )
+        self.plain = self.containers = Plain(
+            self.engine, self.network, self.networks, self.volumes, self.clock, self.rng, self.facts, self.attachments
+        )
+        self.containers.tell = self.node_events.tell
         self._tasks: TaskRuntime | None = None
         self.host = HostInfo(
             self.engine,

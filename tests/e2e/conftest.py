@@ -104,7 +104,9 @@ class World:
 
 def make_world(name: str, **more: Any) -> World:
     port = free_port("127.0.0.1")
-    at = cluster.up(name, workers=more.pop("workers", 3), registry=True, publish=[(port, 8000)], say=lambda text: None, **more)
+    stand_ins = more.pop("stand_ins", True)
+    workers = more.pop("workers", 3)
+    at = cluster.up(name, workers=workers, registry=True, stand_ins=stand_ins, publish=[(port, 8000)], say=lambda text: None, **more)
     return World(at, port)
 
 
