@@ -81,7 +81,7 @@ class FakeEngine:
     def many(self, table: str, filters: dict[str, Any]) -> list[Any]:
         found = []
         for o in self.world[table]:
-            if "id" in filters and not any(o["ID"].startswith(v) for v in filters["id"]):
+            if "id" in filters and not any(o["Id" if table == "networks" else "ID"].startswith(v) for v in filters["id"]):
                 continue
             if "name" in filters and not any(self.name(table, o).startswith(v) for v in filters["name"]):
                 continue
@@ -174,6 +174,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "page not found")
 
     def _object(self, table: str, words: list[str]) -> None:
+        if table == "networks" and words[1:] == ["create"]:
+            self._json(201, {"Id": NEW_ID, "Warning": ""})
+            return
+        if words[1:] == ["prune"]:
+            self._json(200, {"NetworksDeleted": ["net1", "demo_front"]})
+            return
         if words[1:] == ["create"]:
             self._json(201, {"ID": NEW_ID, "Warnings": None})
             return

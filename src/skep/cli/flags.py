@@ -84,7 +84,14 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "filter": _filter,
 }
 
-MANY = frozenset(["list", "filter", "mount", "network", "secret", "config", "port", "pref", "ulimit", "ipNetSlice", "external-ca"])
+MANY = frozenset(
+    ["list", "map", "strings", "filter", "mount", "network", "secret", "config", "port", "pref", "ulimit", "ipNetSlice", "external-ca"]
+)
+
+
+def split_list(texts: Sequence[str]) -> list[str]:
+    """The values of a flag of kind `strings`: it may be given several times, each time with several values, separated by commas."""
+    return [part for text in texts for part in text.split(",")]
 
 
 class Command:

@@ -18,8 +18,21 @@ if TYPE_CHECKING:
 
 SERVICE, NODE, SWARM = "skep.cli.service", "skep.cli.node", "skep.cli.swarm"
 SYSTEM, CONTAINER = "skep.cli.system", "skep.cli.container"
+NETWORK = "skep.cli.network"
 
 GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
+    "network": (
+        "Manage networks",
+        {
+            "connect": (NETWORK, "Connect a container to a network"),
+            "create": ("skep.cli.network_create", "Create a network"),
+            "disconnect": (NETWORK, "Disconnect a container from a network"),
+            "inspect": (NETWORK, "Display detailed information on one or more networks"),
+            "ls": (NETWORK, "List networks"),
+            "prune": (NETWORK, "Remove all unused networks"),
+            "rm": (NETWORK, "Remove one or more networks"),
+        },
+    ),
     "node": (
         "Manage Swarm nodes",
         {
@@ -62,6 +75,9 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
 }
 """Group -> what it is for, and its commands: module and summary. The module's COMMANDS has them by full name."""
 
+OF_SWARM = frozenset(["config", "node", "secret", "service", "stack", "swarm"])
+"""The groups that help lists under the swarm."""
+
 SINGLE: dict[str, tuple[str, str]] = {
     "events": (SYSTEM, "Get real time events from the server"),
     "exec": (CONTAINER, "Execute a command in a running container"),
@@ -75,6 +91,8 @@ SINGLE: dict[str, tuple[str, str]] = {
 OTHER = {"cluster": "A cluster on this machine, for trying, developing and testing"}
 
 ALIASES = {
+    ("network", "list"): "ls",
+    ("network", "remove"): "rm",
     ("node", "list"): "ls",
     ("node", "remove"): "rm",
     ("service", "list"): "ls",
@@ -200,7 +218,7 @@ def find(words: list[str], shell: Shell) -> tuple[Command | None, list[str]]:
         return None, []
     verb = ALIASES.get((noun, verb), verb)
     if verb.startswith("-"):
-        raise Usage(f"unknown flag: {verb}\n\nUsage:  skep {noun} COMMAND\n\nRun 'skep {noun} --help' for more information")
+        raise Usage(f"unknown flag: {verb}\n\nUsage:  skep {noun}\n\nRun 'skep {noun} --help' for more information")
     if verb not in commands:
         raise Usage(
             f"skep: unknown command: skep {noun} {verb}\n\nUsage:  skep {noun}\n\nRun 'skep {noun} --help' for more information", code=1
@@ -220,14 +238,16 @@ def _misused(shell: Shell, error: Usage) -> int:
 
 
 def _listed(commands: dict[str, str]) -> str:
-    edge = max(len(name) for name in commands) + 3
-    return "".join(f"  {name.ljust(max(edge, 12))}{summary}\n" for name, summary in sorted(commands.items()))
+    edge = max(11, *(len(name) for name in commands)) + 1
+    return "".join(f"  {name.ljust(edge)}{summary}\n" for name, summary in sorted(commands.items()))
 
 
 def _overview() -> str:
+    groups = {name: text for name, (text, _) in GROUPS.items()}
+    swarm = {name: groups.pop(name) for name in sorted(OF_SWARM) if name in groups}
     return (
         f"Usage:  skep {GLOBAL.usage}\n\n{GLOBAL.summary}\n\nCommands:\n{_listed({name: text for name, (_, text) in SINGLE.items()})}"
-        f"\nSwarm Commands:\n{_listed({name: text for name, (text, _) in GROUPS.items()})}\nOn one machine:\n{_listed(OTHER)}"
+        f"\nManagement Commands:\n{_listed(groups)}\nSwarm Commands:\n{_listed(swarm)}\nOn one machine:\n{_listed(OTHER)}"
         f"\nGlobal Options:\n{flag_usages(GLOBAL.flags, 79)}\nRun 'skep COMMAND --help' for more information on a command.\n"
     )
 

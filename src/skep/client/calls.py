@@ -208,8 +208,32 @@ def logs(
 # what a service refers to
 
 
-def network_inspect(network: str, scope: str = "") -> Call:
-    return Call("GET", f"/networks/{quote(network)}", {"scope": scope or None})
+def network_inspect(network: str, scope: str = "", verbose: bool = False) -> Call:
+    return Call("GET", f"/networks/{quote(network)}", {"scope": scope or None, "verbose": True if verbose else None})
+
+
+def network_list(filters: Filters | None = None) -> Call:
+    return Call("GET", "/networks", {"filters": _filters(filters)})
+
+
+def network_create(request: Mapping[str, Any]) -> Call:
+    return Call("POST", "/networks/create", body=request)
+
+
+def network_remove(network: str) -> Call:
+    return Call("DELETE", f"/networks/{quote(network)}")
+
+
+def network_prune(filters: Filters | None = None) -> Call:
+    return Call("POST", "/networks/prune", {"filters": _filters(filters)})
+
+
+def network_connect(network: str, container: str, endpoint: Mapping[str, Any]) -> Call:
+    return Call("POST", f"/networks/{quote(network)}/connect", body={"Container": container, "EndpointConfig": endpoint})
+
+
+def network_disconnect(network: str, container: str, force: bool) -> Call:
+    return Call("POST", f"/networks/{quote(network)}/disconnect", body={"Container": container, "Force": force})
 
 
 def secret_list(filters: Filters | None = None) -> Call:
