@@ -506,3 +506,47 @@ def test_no_address_is_left_is_said_on_the_task() -> None:
         assert waiting[0]["Err"] == "could not find an available IP while allocating the task's address in network tiny (10.60.0.0/29)"
 
     play(scene)
+
+
+def test_containers_are_connected_and_disconnected() -> None:
+    async def scene(client: Client, world: World) -> None:
+        await client.ask("POST", "/networks/create", {"Name": "br1"})
+        closed = await overlay(client, "closed")
+        await overlay(client, "open", Attachable=True)
+        world.decide()
+        assert world.store is not None
+        world.attachments.known += world.store.all(Network)
+        made = await client.ask("POST", "/containers/create?name=c1", {"Image": "local:1"})
+        assert made.status == 201, made.body
+        id = made.body["Id"]
+        assert (await client.ask("POST", f"/containers/{id}/start")).status == 204
+
+        async def connect(network: str, container: str = "c1", verb: str = "connect", **more: Any) -> tuple[int, str]:
+            answer = await client.ask("POST", f"/networks/{network}/{verb}", {"Container": container, **more})
+            return answer.status, answer.body["message"] if answer.body else ""
+
+        assert await connect("nosuch") == (404, "network nosuch not found")
+        assert await connect("br1", "nosuch") == (404, "No such container: nosuch")
+        denied = "rpc error: code = PermissionDenied desc = network closed not manually attachable"
+        for reference in ("closed", closed, closed[:8]):
+            assert await connect(reference) == (403, f"Could not attach to network closed: {denied}")
+        assert await connect("br1", EndpointConfig={"Aliases": ["a"], "IPAMConfig": {"IPv4Address": "172.18.0.9"}}) == (200, "")
+        assert await connect("open", EndpointConfig={"IPAMConfig": {}, "Links": None}) == (200, "")
+        assert (await connect("br1"))[0] == 403
+        places = (await client.ask("GET", "/networks/br1")).body["Containers"]
+        assert {key: (place["Name"], place["IPv4Address"]) for key, place in places.items()} == {id: ("c1", "172.18.0.9/16")}
+        places = (await client.ask("GET", "/networks/open")).body["Containers"]
+        assert [(key, place["Name"]) for key, place in places.items()] == [(id, "c1")]
+        attached = (await client.ask("GET", "/containers/c1/json")).body["NetworkSettings"]["Networks"]
+        assert sorted(attached) == ["br1", "bridge", "open"]
+        assert (await client.ask("DELETE", "/networks/br1")).status == 403
+        assert await connect("br1", verb="disconnect") == (200, "")
+        assert (await connect("br1", verb="disconnect"))[0] == 403
+        assert await connect("nosuch", verb="disconnect") == (404, "network nosuch not found")
+        assert (await client.ask("DELETE", "/networks/br1")).status == 204
+        told = [
+            (e["Action"], e["Actor"]["Attributes"]["name"]) for e in world.events.past() if e["Type"] == "network" and e["scope"] == "local"
+        ]
+        assert [t for t in told if t[1] == "br1"] == [(a, "br1") for a in ("create", "connect", "disconnect", "destroy")]
+
+    play(scene)

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from skep.api.filters import Filters
 from skep.api.logs import NO_STREAM, options
+from skep.api.networks import cluster_of
 from skep.api.processes import top_table
 from skep.api.query import loose_bool, number
 from skep.api.routing import Call, Routes, answer
@@ -33,14 +34,13 @@ def find(call: Call, reference: str = "") -> Container:
 
 
 def _names(call: Call, described: Described) -> Mapping[str, str]:
-    """Names of the container's networks, where this node is a manager and knows them."""
-    if not described.networks or not call.context.swarm.info().control_available:
+    """Names of the container's networks: a manager knows them all, a worker those it takes part in."""
+    if not described.networks:
         return {}
-    try:
-        view = call.cluster.view
-    except SkepError:
-        return {}
-    return {n.id: n.name for place in described.networks if (n := view.get(Network, place.network_id)) is not None}
+    cluster = cluster_of(call)
+    if cluster is not None:
+        return {n.id: n.name for place in described.networks if (n := cluster.view.get(Network, place.network_id)) is not None}
+    return {network.id: network.name for network in call.context.attachments.networks()}
 
 
 def _image(call: Call, container: Container) -> Image | None:

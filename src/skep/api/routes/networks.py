@@ -22,6 +22,7 @@ from skep.model.network import Network
 from skep.model.spec import IPAMConfig
 from skep.model.tables import NETWORK_BY_NAME, SERVICE_BY_NETWORK, TASK_BY_NETWORK
 from skep.node.base import LocalNetwork
+from skep.node.plain import Plain
 
 ROUTES = Routes()
 PREDEFINED = ("bridge", "host", "none")
@@ -282,11 +283,35 @@ async def prune(call: Call) -> web.StreamResponse:
 # containers
 
 
+def _containers(call: Call) -> Plain:
+    if call.context.plain is None:
+        raise NotImplementedHere("here containers are the nodes of a cluster: they cannot be connected to networks or disconnected")
+    return call.context.plain
+
+
 @ROUTES.add("POST", "/networks/{id}/connect")
 async def connect(call: Call) -> web.StreamResponse:
-    raise NotImplementedHere("skep does not connect plain containers to networks yet")
+    request = await call.body(wire.ConnectRequest)
+    plain = _containers(call)
+    network = await networks.find(call, call.path["id"])
+    if isinstance(network, Network) and not network.spec.attachable:
+        raise Forbidden(
+            f"Could not attach to network {network.name}: rpc error: code = PermissionDenied desc = network {network.name} not manually"
+            " attachable"
+        )
+    await plain.connect(network.name, request.container, request.endpoint_config)
+    return nothing()
 
 
 @ROUTES.add("POST", "/networks/{id}/disconnect")
 async def disconnect(call: Call) -> web.StreamResponse:
-    raise NotImplementedHere("skep does not connect plain containers to networks yet")
+    """By force also from a network that is gone."""
+    request = await call.body(wire.DisconnectRequest)
+    plain, reference = _containers(call), call.path["id"]
+    try:
+        reference = (await networks.find(call, reference)).name
+    except NotFound:
+        if not request.force:
+            raise
+    await plain.disconnect(reference, request.container)
+    return nothing()
