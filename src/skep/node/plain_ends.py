@@ -165,10 +165,11 @@ class Ends:
 
     async def _failed(self, id: str, error: SkepError) -> SkepError:
         """What is kept of a start that failed, and the error as Docker words it."""
-        code, raised = start_error(error)
-        await self._clean(id)
         container = self._engine.get(id)
+        code, raised = start_error(error, container.config.args[0] if container is not None else "")
+        await self._clean(id)
         if container is not None:
+            container = self._engine.get(id) or container
             record = self._record(container)
             if record.host.auto_remove:
                 await self._remove(container, record, volumes=True)
@@ -339,20 +340,26 @@ def anonymous_of(points: tuple[Point, ...]) -> list[str]:
     return [point.name for point in points if point.anonymous]
 
 
-def start_error(error: SkepError) -> tuple[int, SkepError]:
+def start_error(error: SkepError, program: str) -> tuple[int, SkepError]:
     """(exit code, the error). A program that is not there is 127, one that cannot be run 126, as the CLI finds them in the text."""
     text, low = error.text, error.text.lower()
     if "OCI runtime" not in text:
         return 128, error
-    whole = f"failed to create task for container: failed to create shim task: {text}" + ("" if text.endswith(": unknown") else ": unknown")
-    if "executable file not found" in low or "no such file or directory" in low:
-        return 127, Invalid(whole)
-    if "permission denied" in low or "is a directory" in low:
-        return 126, Invalid(whole)
+    process = "OCI runtime create failed: unable to start container process: "
+    head = "failed to create task for container: failed to create shim task: "
+    if "executable file not found" in low:
+        return 127, Invalid(f"{head}{text}: unknown")
+    for phrase in ("permission denied", "is a directory"):
+        if phrase in low:  # the runtimes word it in different ways
+            return 126, Invalid(f'{head}{process}exec: "{program}": {phrase}: unknown')
     if "not a directory" in low:
-        hint = (
-            "Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the "
-            "expected type"
-        )
-        return 127, Invalid(f"{whole}: {hint}")
-    return 128, SkepError(whole)
+        hint = "Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type"
+        return 127, Invalid(f"{head}{text}: unknown: {hint}")
+    if "no such file or directory" in low:
+        return 127, Invalid(f"{head}{_lower_errno(text)}: unknown")
+    return 128, SkepError(f"{head}{text}: unknown")
+
+
+def _lower_errno(text: str) -> str:
+    """As Go writes it: the CLI looks for these words."""
+    return text.replace("No such file or directory", "no such file or directory")

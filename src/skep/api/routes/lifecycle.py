@@ -6,12 +6,10 @@ socket shows are the engine's own affair.
 
 from __future__ import annotations
 
-import re
-
 from aiohttp import web
 
 from skep.api.filters import has_label
-from skep.api.query import loose_bool, number, when
+from skep.api.query import cutoff, loose_bool, number
 from skep.api.routes.containers import find
 from skep.api.routing import Call, Routes, answer, nothing
 from skep.clock import SECOND
@@ -176,9 +174,7 @@ async def remove(call: Call) -> web.StreamResponse:
 async def prune(call: Call) -> web.StreamResponse:
     """Stopped plain containers; those of tasks go with their tasks."""
     wanted = call.filters("label", "label!", "until")
-    limit = 0
-    for text in wanted.get("until"):
-        limit = moment(text, call.context.clock.now())
+    limit = cutoff(wanted.get("until"), call.context.clock.now())
 
     def passes(container: Container) -> bool:
         labels = container.config.labels
@@ -190,13 +186,3 @@ async def prune(call: Call) -> web.StreamResponse:
     if gone:
         call.context.events.tell("container", "prune", "", {"reclaimed": str(freed)})
     return answer({"ContainersDeleted": gone or None, "SpaceReclaimed": freed})
-
-
-_UNITS: dict[str, int] = {"h": 3600, "m": 60, "s": 1}
-
-
-def moment(text: str, now: int) -> int:
-    """A time, or an age as Go writes it (`1h30m`). Raises Invalid."""
-    if re.fullmatch(r"(?:\d+[hms])+", text):
-        return now - sum(int(count) * _UNITS[unit] for count, unit in re.findall(r"(\d+)([hms])", text)) * SECOND
-    return when({"until": text}, "until")

@@ -194,7 +194,7 @@ def _place(one: Joined) -> dict[str, Any]:
         "IPv6Gateway": "",
         "GlobalIPv6Address": "",
         "GlobalIPv6PrefixLen": 0,
-        "DNSNames": list(one.names) or None,
+        "DNSNames": (list(one.names) or None) if one.network != "bridge" else None,
     }
 
 
