@@ -114,8 +114,8 @@ def test_what_is_not_built_is_refused_and_reads_answer() -> None:
         await client.ask("POST", "/swarm/init", INIT)
         for method, path in (
             ("POST", "/secrets/create"), ("POST", "/configs/create"),
-            ("POST", "/build"), ("POST", "/images/load"), ("POST", "/auth"),
-            ("GET", "/images/json?manifests=1"), ("POST", "/images/create?fromSrc=-"),
+            ("POST", "/build"), ("POST", "/auth"),
+            ("GET", "/images/json?manifests=1"), ("POST", "/images/create?fromSrc=http://x/y"),
         ):  # fmt: skip
             answer = await client.ask(method, path, {} if method == "POST" else None)
             assert answer.status == 501 and answer.body["message"].startswith("skep "), (path, answer.raw)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from skep.api.routes import (
     attach,
     containers,
+    diskusage,
     distribution,
     events,
     exec,
@@ -18,6 +19,7 @@ from skep.api.routes import (
     swarm,
     system,
     tasks,
+    transfers,
     volumes,
 )
 from skep.api.routing import Routes
@@ -25,6 +27,7 @@ from skep.api.routing import Routes
 ROUTES = Routes()
 for _module in (
     system,
+    diskusage,
     swarm,
     nodes,
     services,
@@ -32,6 +35,7 @@ for _module in (
     networks,
     distribution,
     images,
+    transfers,
     containers,
     lifecycle,
     attach,

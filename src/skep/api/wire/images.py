@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from skep.api.wire.times import stamp
@@ -47,6 +49,12 @@ def tagged(text: str) -> str:
     return text if tag or digest else f"{name}:latest"
 
 
+def familiar(text: str) -> str:
+    """Without what everybody leaves out: `docker.io/library/`."""
+    text = text.removeprefix("index.docker.io/").removeprefix("docker.io/")
+    return text.removeprefix("library/") if "/" not in text.removeprefix("library/") else text
+
+
 def image_summary(image: Image) -> dict[str, Any]:
     """An element of GET /images/json."""
     return {
@@ -86,7 +94,19 @@ def image_config(image: Image) -> dict[str, Any]:
         shown["StopSignal"] = config.stop_signal
     if config.healthcheck:
         shown["Healthcheck"] = config.healthcheck
+    if config.on_build:
+        shown["OnBuild"] = config.on_build
+    if config.shell:
+        shown["Shell"] = config.shell
     return shown
+
+
+def _directories(image: Image) -> dict[str, str] | None:
+    """Where its layers lie, in overlay2's names."""
+    if not image.directories:
+        return None
+    top, *rest = image.directories
+    return {"UpperDir": top, **({"LowerDir": ":".join(rest)} if rest else {})}
 
 
 def image_details(image: Image, driver: str) -> dict[str, Any]:
@@ -96,43 +116,45 @@ def image_details(image: Image, driver: str) -> dict[str, Any]:
         "RepoTags": list(image.tags),
         "RepoDigests": list(image.digests),
         "Parent": "",
-        "Comment": str(image.history[-1].get("comment", "")) if image.history else "",
+        "Comment": image.comment or (str(image.history[-1].get("comment", "")) if image.history else ""),
         "Created": stamp(image.created),
-        "DockerVersion": "",
-        "Author": "",
+        "DockerVersion": image.docker_version,
+        "Author": image.author,
         "Config": image_config(image),
         "Architecture": image.architecture,
+        **({"Variant": image.variant} if image.variant else {}),
         "Os": image.os,
         "Size": image.size,
-        "GraphDriver": {"Data": None, "Name": driver},
+        "GraphDriver": {"Data": _directories(image), "Name": driver},
         "RootFS": {"Type": "layers", "Layers": list(image.layers)},
-        "Metadata": {"LastTagTime": stamp(0)},
+        "Metadata": {"LastTagTime": stamp(image.tagged_at)},
     }
 
 
-def history(image: Image) -> list[dict[str, Any]]:
-    """GET /images/{name}/history, newest first. Layers' own sizes are not kept: the whole is on the first line."""
-    from datetime import datetime
+def _created(step: Mapping[str, Any], otherwise: int) -> int:
+    try:
+        return int(datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", str(step.get("created", ""))).replace("Z", "+00:00")).timestamp())
+    except ValueError:
+        return otherwise
 
+
+def history(image: Image) -> list[dict[str, Any]]:
+    """GET /images/{name}/history, newest first. A step that made no layer has no size."""
+    sizes = iter(image.layer_sizes)
     shown: list[dict[str, Any]] = []
-    for step in reversed(image.history):
-        try:
-            created = int(datetime.fromisoformat(str(step.get("created", "")).replace("Z", "+00:00")[:32]).timestamp())
-        except ValueError:
-            created = image.created // SECOND
+    for step in image.history or [{}] * max(1, len(image.layer_sizes)):
         shown.append(
             {
                 "Comment": str(step.get("comment", "")),
-                "Created": created,
+                "Created": _created(step, image.created // SECOND),
                 "CreatedBy": str(step.get("created_by", "")),
                 "Id": "<missing>",
-                "Size": 0,
+                "Size": 0 if step.get("empty_layer") else next(sizes, 0),
                 "Tags": None,
             }
         )
-    if not shown:
-        shown.append({"Comment": "", "Created": image.created // SECOND, "CreatedBy": "", "Id": "", "Size": 0, "Tags": None})
-    shown[0] |= {"Id": image.id, "Size": image.size, "Tags": list(image.tags) or None}
+    shown.reverse()
+    shown[0] |= {"Id": image.id, "Tags": list(image.tags) or None}
     return shown
 
 
