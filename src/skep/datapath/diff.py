@@ -12,6 +12,7 @@ import msgspec
 
 from skep.datapath.desired import Wanted
 from skep.datapath.facts import HOST, ROUTER, Address, Chain, Element, Fact, Forwarding, Group, HostRoute, Neighbour, Route, Rule, Vxlan
+from skep.datapath.rules import marks
 
 LOCAL = ("bridges", "gateways", "asis", "here", "hostat", "open")
 SETS = {
@@ -19,18 +20,6 @@ SETS = {
     HOST: ("pub", "guard", "atpub", "at"),
 }
 """Sets and maps that only facts fill. `dead` has timeouts of its own."""
-MAPS = frozenset(
-    {
-        (ROUTER, "ways"),
-        (ROUTER, "pub"),
-        (ROUTER, "hostpub"),
-        (ROUTER, "vip"),
-        (ROUTER, "self"),
-        (ROUTER, "gateways"),
-        (ROUTER, "hostat"),
-        (HOST, "at"),
-    }
-)
 FIXED_CHAINS = frozenset({"ports"})
 """Chains with a body of ours that the fixed rules jump to: they are emptied, never deleted."""
 _ORDER: tuple[type[Fact], ...] = (Vxlan, Group, Address, Neighbour, Forwarding, Route, HostRoute, Rule)
@@ -56,10 +45,8 @@ class Change(msgspec.Struct, frozen=True):
         return self == Change()
 
 
-def diff(applied: Wanted, wanted: Wanted, table: str, *, leftovers: Iterable[str] | None = None, dead: Set[str] = frozenset()) -> Change:
-    """`leftovers`: the nft sets were not written by us in this life: empty them and fill them anew, in the same transaction; these chains
-    of ports are there. (`applied` then holds no nft facts.) `dead`: addresses declared dead before; those that are present again are
-    revived."""
+def diff(applied: Wanted, wanted: Wanted, table: str, *, dead: Set[str] = frozenset()) -> Change:
+    """`dead`: addresses declared dead before; those that are present again are revived."""
     added = wanted.facts - applied.facts
     removed = applied.facts - wanted.facts
     lost = {f.link for f in removed if isinstance(f, Vxlan)}
@@ -76,8 +63,8 @@ def diff(applied: Wanted, wanted: Wanted, table: str, *, leftovers: Iterable[str
     return Change(
         replace=tuple(sorted(replace, key=_sort)),
         add=tuple(kernel),
-        router=script(ROUTER, table, added, removed, leftovers, applied.present - wanted.present, dead & wanted.present),
-        host=script(HOST, table, added, removed, leftovers),
+        router=script(ROUTER, table, added, removed, applied.present - wanted.present, dead & wanted.present),
+        host=script(HOST, table, added, removed),
         remove=tuple(gone),
         forget=tuple(sorted(applied.datagrams - wanted.datagrams)),
     )
@@ -105,31 +92,24 @@ def script(
     table: str,
     added: Iterable[Fact],
     removed: Iterable[Fact],
-    leftovers: Iterable[str] | None = None,
     dead: Iterable[str] = (),
     alive: Iterable[str] = (),
 ) -> str:
     """The nft text of the change in one namespace. Lines are in an order that nft accepts within one transaction."""
-    lines: list[str] = []
     bodies = {f.name: f.body for f in added if isinstance(f, Chain) and f.where == where}
     old = {f.name for f in removed if isinstance(f, Chain) and f.where == where}
-    if leftovers is not None:
-        lines += [f"flush {'map' if (where, name) in MAPS else 'set'} ip {table} {name}" for name in SETS[where]]
-        if where == ROUTER:
-            lines.append(f"flush set ip {table} dead")
-            old |= set(leftovers) | FIXED_CHAINS
-    else:
-        lines += _elements("delete", where, table, removed)
+    lines = _elements("delete", where, table, removed)
     for name in sorted(bodies):
         lines += [f"add chain ip {table} {name}", f"flush chain ip {table} {name}"]
-        lines += [f"add rule ip {table} {name} {line}" for line in bodies[name]]
+        marked = zip(bodies[name], marks(bodies[name]), strict=True)
+        lines += [f'add rule ip {table} {name} {line} comment "{mark}"' for line, mark in marked]
     lines += _elements("add", where, table, added)
     for name in sorted(old - bodies.keys()):
         lines.append(f"flush chain ip {table} {name}")
         if name not in FIXED_CHAINS:
             lines.append(f"delete chain ip {table} {name}")
     back = ", ".join(sorted(alive))
-    if back and leftovers is None:
+    if back:
         # an element may have timed out: added, it can be deleted for certain
         lines += [f"add element ip {table} dead {{ {back} }}", f"delete element ip {table} dead {{ {back} }}"]
     gone = ", ".join(sorted(dead))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from skep.datapath import netlink, netns
 from skep.datapath.conntrack import forget_udp
@@ -18,7 +17,6 @@ from skep.errors import SkepError
 AF_BRIDGE = 7
 VNI_WAIT = 5.0
 """Seconds."""
-_CHAIN = re.compile(r"^\s*chain ([phv]_[a-z0-9_]+) \{", re.MULTILINE)
 
 
 class Kernel:
@@ -27,6 +25,8 @@ class Kernel:
     def __init__(self, router: Router) -> None:
         self._router = router
         self._indexes: dict[str, int] = {}
+        self.overlays: frozenset[int] = frozenset()
+        """Indexes of the VXLAN devices, when last read back."""
 
     def index(self, link: str) -> int:
         found = self._indexes.get(link) or self._router.net.index(link)
@@ -59,6 +59,13 @@ class Kernel:
                 forget_udp(change.forget)
             # a port at one address is translated by the host itself
             forget_udp(change.forget)
+
+    def forget_flows_to(self, ports: Set[int]) -> None:
+        """UDP flows that began before these ports were published."""
+        if ports:
+            forget_udp((), ports)
+            with netns.entered(self._router.fd):
+                forget_udp((), ports)
 
     def _delete_links(self, links: Iterable[str]) -> None:
         for link in links:
@@ -124,13 +131,13 @@ class Kernel:
         return 1 if link == "lo" else self._indexes.get(link) or self._router.net.index(link) or 0x7FFFFFFF
 
     def read_back(self) -> Wanted:
-        """What of ours is in the router but for nft: those facts are written anew (diff's `leftovers`)."""
+        """What of ours is in the kernel but for nft's rules: those are read by skep.datapath.inspection."""
         net = self._router.net
         links = net.links()
         names = {link.device: link.name for link in links.values()}
         self._indexes = {link.name: link.device for link in links.values()}
         facts: set[Fact] = set()
-        overlays = set()
+        overlays: set[int] = set()
         for link in links.values():
             if link.kind == "vxlan":
                 overlays.add(link.device)
@@ -140,6 +147,7 @@ class Kernel:
         for a in net.addresses():
             if a.prefix == 32 and (a.device in overlays or a.device == 1):
                 facts.add(Address(names[a.device], a.address))
+        self.overlays = frozenset(overlays)
         present: set[str] = set()
         for r in net.routes():
             own = r.table == MAIN and r.prefix == 32 or WAYS < r.table <= WAYS + KEPT and not r.prefix
@@ -159,7 +167,3 @@ class Kernel:
             if r.protocol == netlink.PROTOCOL and r.device == here and r.table == MAIN:
                 facts.add(HostRoute(f"{r.destination}/{r.prefix}"))
         return Wanted(frozenset(facts), frozenset(present))
-
-    def port_chains(self) -> list[str]:
-        """Chains of published ports that are in the router's table."""
-        return _CHAIN.findall(self._router.net_rules.run(f"list table ip {self._router.table}"))

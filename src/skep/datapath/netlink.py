@@ -24,6 +24,7 @@ NEWADDR, DELADDR, GETADDR = 20, 21, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
 NEWRULE, DELRULE, GETRULE = 32, 33, 34
+GETNETCONF = 82
 ERROR, DONE = 2, 3
 IFF_UP = 1
 NESTED = 0x8000
@@ -272,6 +273,8 @@ class Socket:
             self._socket.close()
             raise
         self._sequence = 0
+        self.address: int = self._socket.getsockname()[0]
+        """What the kernel calls the sender of our messages."""
 
     def close(self) -> None:
         self._socket.close()
@@ -357,26 +360,22 @@ class Socket:
         return int(struct.unpack_from("=i", answers[0], 4)[0])
 
     def links(self) -> dict[str, LinkSeen]:
+        return {link.name: link for link in map(_seen, self.dump(GETLINK, _link()))}
+
+    def link(self, name: str) -> LinkSeen | None:
+        try:
+            return _seen(self.ask(GETLINK, _link() + text(3, name))[0])
+        except NetlinkError as e:
+            if e.errno == errno.ENODEV:
+                return None
+            raise
+
+    def settings(self) -> dict[int, tuple[int, int, int]]:
+        """Of IPv4, by device: forwarding, rp_filter, proxy_arp. Device -1 stands for all."""
         out = {}
-        for body in self.dump(GETLINK, _link()):
-            _, _, index, flags, _ = struct.unpack_from("=BxHiII", body)
-            a = attributes(body, 16)
-            info = attributes(a.get(18, b""), 0)
-            kind = info.get(1, b"").rstrip(b"\0").decode()
-            data = attributes(info.get(2, b""), 0) if kind == "vxlan" else {}
-            name = a[3].rstrip(b"\0").decode()
-            out[name] = LinkSeen(
-                index,
-                name,
-                kind,
-                _number(a.get(27)),
-                _number(a.get(4)),
-                mac_text(a.get(1, b"")),
-                bool(flags & IFF_UP),
-                _number(data.get(1)),
-                struct.unpack("!H", data[15])[0] if 15 in data else 0,
-                socket.inet_ntoa(data[4]) if 4 in data else "",
-            )
+        for body in self.dump(GETNETCONF, struct.pack("=B3x", socket.AF_INET)):
+            a = attributes(body, 4)
+            out[struct.unpack("=i", a[1])[0]] = (_number(a.get(2)), _number(a.get(3)), _number(a.get(5)))
         return out
 
     def addresses(self) -> list[AddressSeen]:
@@ -417,6 +416,26 @@ class Socket:
             if 10 in a:
                 out.append(RuleSeen(_number(a[10]), _number(a.get(15)) or body[4]))
         return out
+
+
+def _seen(body: bytes) -> LinkSeen:
+    _, _, index, flags, _ = struct.unpack_from("=BxHiII", body)
+    a = attributes(body, 16)
+    info = attributes(a.get(18, b""), 0)
+    kind = info.get(1, b"").rstrip(b"\0").decode()
+    data = attributes(info.get(2, b""), 0) if kind == "vxlan" else {}
+    return LinkSeen(
+        index,
+        a[3].rstrip(b"\0").decode(),
+        kind,
+        _number(a.get(27)),
+        _number(a.get(4)),
+        mac_text(a.get(1, b"")),
+        bool(flags & IFF_UP),
+        _number(data.get(1)),
+        struct.unpack("!H", data[15])[0] if 15 in data else 0,
+        socket.inet_ntoa(data[4]) if 4 in data else "",
+    )
 
 
 def _number(value: bytes | None) -> int:

@@ -80,6 +80,13 @@ def make(path: Path) -> None:
         raise failed[0]
 
 
+def pin(namespace: int, path: Path) -> None:
+    """Pin an open descriptor's namespace (again)."""
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o444))
+    _mount(f"/proc/self/fd/{namespace}", str(path), MS_BIND)
+
+
 def pinned(path: Path) -> bool:
     """Whether a namespace is pinned there (and not only a file that a crash has left)."""
     try:

@@ -34,6 +34,9 @@ class NftError(SkepError):
 class Rules(Protocol):
     """Runs texts in one namespace."""
 
+    changes: int
+    """Texts carried out that were no `list`: each is one generation of the namespace's rules."""
+
     def run(self, script: str) -> str:
         """Returns what a `list` printed."""
         ...
@@ -68,6 +71,7 @@ class Library:
 
     def __init__(self, lib: ctypes.CDLL, namespace: int) -> None:
         self._lib, self._namespace = lib, namespace
+        self.changes = 0
         with entered(namespace):
             self._context = ctypes.c_void_p(lib.nft_ctx_new(0))
         lib.nft_ctx_buffer_output(self._context)
@@ -80,6 +84,7 @@ class Library:
         wrong: bytes = self._lib.nft_ctx_get_error_buffer(self._context) or b""
         if failed:
             raise NftError(self._located(script) or wrong.decode(errors="replace"), script)
+        self.changes += not script.startswith("list ")
         return said.decode(errors="replace")
 
     def _located(self, script: str) -> str:
@@ -102,12 +107,14 @@ class Command:
 
     def __init__(self, program: str, namespace: int) -> None:
         self._program, self._namespace = program, namespace
+        self.changes = 0
 
     def run(self, script: str) -> str:
         with entered(self._namespace):
             done = subprocess.run([self._program, "-f", "-"], input=script, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode:
             raise NftError(done.stderr, script)
+        self.changes += not script.startswith("list ")
         return done.stdout
 
     def close(self) -> None:

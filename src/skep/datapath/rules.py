@@ -30,6 +30,13 @@ def tag(text: str, length: int) -> str:
     return "".join("0123456789abcdefghijklmnopqrstuv"[number >> 5 * i & 31] for i in range(length))
 
 
+def marks(body: tuple[str, ...]) -> tuple[str, ...]:
+    """A comment for each rule of a chain's body, different for different bodies: by them a chain is known again without reading its rules'
+    meaning."""
+    whole = tag("\n".join(body), 12)
+    return tuple(f"{whole}.{i}" for i in range(len(body)))
+
+
 def router(table: str, address: str, near: str, egress_ports: tuple[int, int] | None) -> str:
     """In the router namespace. `near`: the host's end of the uplink. `egress_ports`: the host rewrites our address statelessly, so egress
     must keep to these source ports."""

@@ -88,7 +88,7 @@ class Sandboxes:
                 self._router.net.send([netlink.del_link(name)])
         for record in self.records.values():
             if any(p.link not in links for p in record.places):
-                self._wire(record)
+                self.wire(record)
 
     def save(self, record: Record) -> None:
         file = self._folder / record.id
@@ -116,7 +116,7 @@ class Sandboxes:
                     netns.set_sysctls(sysctls or {})
             finally:
                 os.close(fd)
-            self._wire(record)
+            self.wire(record)
             self.save(record)
         except BaseException:
             self._unwire(record)
@@ -192,7 +192,7 @@ class Sandboxes:
             os.close(fd)
         return new
 
-    def _wire(self, record: Record) -> None:
+    def wire(self, record: Record) -> None:
         """Links, addresses and routes inside, from nothing: what is left of an earlier wire is removed first."""
         fd = netns.opened(self.path(record.id))
         try:
