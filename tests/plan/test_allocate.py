@@ -404,3 +404,27 @@ def test_the_index_and_addresses_of_a_restored_node_are_kept() -> None:
     w.node("n10")
     w.allocate()
     assert (w.get(Node, "n9").index, w.get(Node, "n10").index) == (7, 2)
+
+
+def test_a_stopping_task_keeps_its_address_from_a_new_network_with_the_old_one_s_subnet() -> None:
+    w = World()
+    w.cluster()
+    wanted = IPAMOptions(configs=(IPAMConfig(subnet="10.50.0.0/28"),))
+    w.network("old", ipam_options=wanted)
+    w.service("s", networks=["old"])
+    w.task("t1", "s")
+    w.task("t2", "s")
+    w.allocate()
+    assert [a.addresses for id in ("t1", "t2") for a in w.get(Task, id).attachments] == [("10.50.0.3/28",), ("10.50.0.4/28",)]
+    w.delete(Service, "s")
+    w.delete(Network, "old")
+    w.network("new", ipam_options=wanted)
+    w.service("again", networks=["new"])
+    w.task("t3", "again")
+    w.allocate()
+    assert w.get(Service, "again").endpoint.vips[0].address == "10.50.0.2/28"
+    assert w.get(Task, "t3").attachments[0].addresses == ("10.50.0.5/28",)
+    for id in ("t1", "t2"):
+        w.state(id, TaskState.SHUTDOWN, desired_state=TaskState.REMOVE)
+    w.allocate()
+    assert not w.allocation.stray

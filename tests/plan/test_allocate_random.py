@@ -64,10 +64,10 @@ class Allocating(RuleBasedStateMachine):
 
     @rule(pick=PICK)
     def remove_network(self, pick: int) -> None:
+        """Its services are gone; their tasks may still be on their way down, with its addresses."""
         id = self._one(Network, pick)
         users = [s for s in self.w.store.all(Service) if id in {n.target for n in s.spec.task_template.networks or ()}]
-        held = [t for t in self.w.store.all(Task) if id in {a.network_id for a in t.attachments}]
-        if id and id != self._ingress() and not users and not held:
+        if id and id != self._ingress() and not users:
             self.w.delete(Network, id)
 
     @rule()
@@ -180,8 +180,11 @@ class Allocating(RuleBasedStateMachine):
         }
         carried = [(vip.network_id, vip.address) for e in endpoints.values() for vip in e.vips]
         carried += [(a.network_id, a.address) for node in store.all(Node) for a in node.attachments]
-        carried += [(a.network_id, x) for t in store.all(Task) if not t.terminal for a in t.attachments for x in a.addresses]
+        tasks = [task for task in store.all(Task) if not task.terminal]
+        carried += [(a.network_id, x) for task in tasks for a in task.attachments for x in a.addresses]
         assert books.spaces.keys() == networks.keys()
+        strays = [number(x) for task in tasks for a in task.attachments if a.network_id not in networks for x in a.addresses]
+        assert books.stray == {address: strays.count(address) for address in strays}
         for id, space in books.spaces.items():
             assert sorted(space.address(offset) for offset in space.used) == sorted(x for network, x in carried if network == id)
             assert set(space.used.values()) <= {1}
@@ -202,17 +205,18 @@ class Allocating(RuleBasedStateMachine):
         if not hasattr(self, "w"):
             return
         store = self.w.store
-        held: list[tuple[str, int | None]] = []
+        held: list[int | None] = []
+        """Addresses, on whatever network: two that have them meet on a node."""
         for network in store.all(Network):
-            held += [(network.id, number(config.gateway)) for config in network.ipam]
+            held += [number(config.gateway) for config in network.ipam]
         known = {network.id for network in store.all(Network)}
         for task in store.all(Task):
             if not task.terminal:
-                held += [(a.network_id, number(address)) for a in task.attachments for address in a.addresses]
+                held += [number(address) for a in task.attachments for address in a.addresses]
         for service in store.all(Service):
-            held += [(vip.network_id, number(vip.address)) for vip in (service.endpoint.vips if service.endpoint else ())]
+            held += [number(v.address) for v in (service.endpoint.vips if service.endpoint else ()) if v.network_id in known]
         for node in store.all(Node):
-            held += [(a.network_id, number(a.address)) for a in node.attachments if a.network_id in known]
+            held += [number(a.address) for a in node.attachments if a.network_id in known]
         assert len(held) == len(set(held))
         ports = [
             (p.protocol, p.published_port)
@@ -238,7 +242,7 @@ class Allocating(RuleBasedStateMachine):
         self.w.allocate()
         allocation = self.w.allocation
         assert not any(space.used for space in allocation.spaces.values())
-        assert not allocation.ports and not allocation.host_ports and not allocation.indexes and not allocation.on_node
+        assert not (allocation.ports or allocation.host_ports or allocation.indexes or allocation.on_node or allocation.stray)
 
 
 TestAllocating = Allocating.TestCase

@@ -6,7 +6,7 @@ once, when nobody's caches know it any more (SwarmKit's serial allocation).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Network, ip_interface, ip_network
 
@@ -121,6 +121,13 @@ class Space:
                 return f"{dotted(int(subnet.network_address) + offset - start)}/{subnet.prefixlen}"
         raise ValueError(f"no offset {offset} in {self.text}")
 
+    def number(self, offset: int) -> int:
+        """The address as an integer."""
+        for start, subnet in zip(self._starts, self.subnets, strict=True):
+            if offset < start + subnet.num_addresses:
+                return int(subnet.network_address) + offset - start
+        raise ValueError(f"no offset {offset} in {self.text}")
+
     def free(self, offset: int) -> bool:
         return offset not in self.used and offset not in self._reserved
 
@@ -134,8 +141,8 @@ class Space:
         else:
             self.used.pop(offset, None)
 
-    def next(self, cursor: int) -> int | None:
-        """The free offset after the last one given; None when there is none left."""
+    def next(self, cursor: int, stray: Container[int] = ()) -> int | None:
+        """The free offset after the last one given; None when there is none left. `stray`: addresses that somebody has all the same."""
         if self._size - self._closed - len(self.used) <= 0:
             return None
         used, reserved = self.used, self._reserved
@@ -145,6 +152,8 @@ class Space:
             if offset in used or offset in reserved:
                 continue
             if self._outside and any(low <= offset < high for low, high in self._outside):
+                continue
+            if stray and self.number(offset) in stray:
                 continue
             return offset
         return None

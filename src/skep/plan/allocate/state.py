@@ -16,8 +16,9 @@ from skep.model.enums import TaskState
 from skep.model.network import Network
 from skep.model.node import Node
 from skep.model.service import Service
+from skep.model.tables import TASK_BY_NETWORK
 from skep.model.task import Task
-from skep.plan.allocate.addresses import Space
+from skep.plan.allocate.addresses import Space, number
 from skep.plan.allocate.ports import Port, host_ports, ingress_ports
 from skep.plan.view import View
 
@@ -33,6 +34,8 @@ class Held(msgspec.Struct, frozen=True):
     node_id: str = ""
     """A task's node: its networks are needed there."""
     networks: tuple[str, ...] = ()
+    stray: tuple[int, ...] = ()
+    """Addresses on networks that are gone: the task has them until it has stopped, and a new network may have the same subnet."""
 
 
 NOTHING_HELD = Held()
@@ -54,6 +57,8 @@ class Allocation:
         self.indexes: dict[int, str] = {}
         self.on_node: dict[str, dict[str, int]] = {}
         """Node id -> network id -> tasks there that hold an address on it."""
+        self.stray: dict[int, int] = {}
+        """Address -> tasks that still have it from a network that is gone: not given again, on whatever network, before they have ended."""
         self.networks: set[str] = set()
         """To be looked at by the next plan; so too `nodes` and `services`. What could not be given stays."""
         self.nodes: set[str] = set()
@@ -95,6 +100,8 @@ class Allocation:
             self.networks.discard(id)
             if self.spaces.pop(id, None) is not None or id == self.ingress:
                 self._everyone(view)
+                for task in view.find(TASK_BY_NETWORK, id):
+                    self._read_object(view, Task, task.id)
             if id == self.ingress:
                 self.ingress = ""
             self._hold_vni(id, 0)
@@ -158,7 +165,15 @@ class Allocation:
             if not object.attachments or not TaskState.PENDING <= object.status.state <= TaskState.RUNNING:
                 return NOTHING_HELD
             addresses = self._offsets((a.network_id, address) for a in object.attachments for address in a.addresses)
-            return Held(addresses=addresses, node_id=object.node_id, networks=tuple(dict.fromkeys(id for id, _ in addresses)))
+            networks = tuple(dict.fromkeys(id for id, _ in addresses))
+            stray = tuple(
+                value
+                for attachment in object.attachments
+                if attachment.network_id not in self.spaces
+                for address in attachment.addresses
+                if (value := number(address)) is not None
+            )
+            return Held(addresses=addresses, node_id=object.node_id, networks=networks, stray=stray)
         if isinstance(object, Service):
             endpoint = object.endpoint
             if endpoint is None:
@@ -194,6 +209,12 @@ class Allocation:
         for network_id, offset in old.addresses:
             if network_id in self.spaces:
                 self.spaces[network_id].release(offset)
+        for value in held.stray:
+            self.stray[value] = self.stray.get(value, 0) + 1
+        for value in old.stray:
+            self.stray[value] -= 1
+            if not self.stray[value]:
+                del self.stray[value]
         for book, before, after in ((self.ports, old.ports, held.ports), (self.host_ports, old.host_ports, held.host_ports)):
             for port in before:
                 book[port].discard(id)

@@ -124,7 +124,7 @@ class Work:
             raise Lacking(self.lacking.get(network.id) or f"network {network.name} has no subnet yet")
         fields = self.network_changes.get(network.id)
         cursor = fields["cursor"] if fields and "cursor" in fields else network.cursor
-        offset = space.next(cursor)  # type: ignore[arg-type]
+        offset = space.next(cursor, self.state.stray)  # type: ignore[arg-type]
         if offset is None:
             raise Lacking(f"could not find an available IP while allocating {what} in network {network.name} ({space.text})")
         return offset
@@ -309,7 +309,7 @@ class Work:
         offset = space.offset(address)
         if offset is None:
             raise Lacking(f"address {address} is not in network {network.name} ({space.text})")
-        if not space.free(offset):
+        if not space.free(offset) or space.number(offset) in self.state.stray:
             raise Lacking("Address already in use")
         return space.address(offset)
 
