@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from image_world import images, leftovers, small
 
-from skep.engine.oci import archive as archives
+from skep.engine.oci import imagearchive as archives
 from skep.engine.oci.images import OciImages
 from skep.errors import NotFound, SkepError
 from skep.local.build import Built, layer, push_image, sha256, text

@@ -19,9 +19,9 @@ from skep.engine.base import Image, Progress
 from skep.engine.oci import removal, saved
 from skep.engine.oci.auth import credentials
 from skep.engine.oci.catalogue import Catalogue, stamp
-from skep.engine.oci.changes import apply
 from skep.engine.oci.compression import sniff
 from skep.engine.oci.imported import imported_config, sniffed
+from skep.engine.oci.instructions import apply
 from skep.engine.oci.layers import Layers, Report
 from skep.engine.oci.manifest import MAX_CONFIG, Config, Manifest, Platform, choose, decode_config, digest_of, parse_platform
 from skep.engine.oci.push import Push

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from skep.engine.oci.archive import NAME, TAG, Archive, Place, Saved
 from skep.engine.oci.compression import LONGEST_MAGIC, Decompressor, decompressor, sniff
+from skep.engine.oci.imagearchive import NAME, TAG, Archive, Place, Saved
 from skep.engine.oci.layers import Layers
 from skep.engine.oci.manifest import MAX_LAYERS, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Platform, decode_config, digest_of
 from skep.engine.oci.reference import Reference
