@@ -43,7 +43,9 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     name: str = ""
-    """The network's own; empty where it is not known."""
+    """The network's own, lower case; empty where it is not known."""
+    title: str = ""
+    """The same as it is written."""
     internal: bool = False
     ingress: bool = False
     resolves: bool = True
@@ -64,6 +66,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     networks: tuple[str, ...] = ()
     """In order of asking."""
     own_names: tuple[str, ...] = ()
+    title: str = ""
+    """The first of them as it is written."""
     links: Mapping[str, str] = {}
     servers: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
@@ -74,6 +78,7 @@ def view_of(networks: tuple[str, ...], resolving: Resolving, addresses: tuple[st
     return View(
         networks=networks,
         own_names=tuple(plain(name) for name in resolving.own_names),
+        title=next(iter(resolving.own_names), ""),
         links={plain(name): address for name, address in resolving.links.items()},
         servers=resolving.servers,
         addresses=addresses,
@@ -224,6 +229,7 @@ def table_of(
     return Table(
         id=id,
         name=plain(own),
+        title=own,
         internal=internal,
         ingress=ingress,
         resolves=resolves,
@@ -367,8 +373,8 @@ def _look_up_address(tables: Mapping[str, Table], view: View, address: str) -> A
         if found := table.reverse.get(address):
             return Answer(pointer=found)
     for index, table in asked:
-        if view.own_names and _own_address(table, view, index) == address:
-            return Answer(pointer=f"{view.own_names[0]}.{table.name}" if table.name else view.own_names[0])
+        if view.title and _own_address(table, view, index) == address:
+            return Answer(pointer=f"{view.title}.{table.title}" if table.title else view.title)
     for name, linked in view.links.items():
         if linked == address:
             return Answer(pointer=name)

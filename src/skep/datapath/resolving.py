@@ -12,12 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import select
 import shutil
 import signal
-import socket
-import struct
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,75 +26,16 @@ import msgspec
 from skep.datapath import orders
 from skep.datapath.base import LocalState, Resolving, Sandbox, Snapshot
 from skep.datapath.names import Told, told
+from skep.datapath.resolver_process import END_PATIENCE, PATIENCE, Gone, Line, connected, last_words, readable, started
 from skep.errors import SkepError
 
 log = logging.getLogger(__name__)
-START_PATIENCE, PATIENCE, CHECK_PATIENCE, END_PATIENCE = 20.0, 10.0, 60.0, 3.0
+CHECK_PATIENCE = 60.0
 """Seconds."""
 SHORTEST_LIFE = 2.0
 """Seconds: one that has died younger is followed by the next after a pause, which doubles up to LONGEST_PAUSE."""
 LONGEST_PAUSE = 5.0
-LOG_SIZE = 1 << 20
 T = TypeVar("T")
-
-
-class Gone(Exception):
-    """The process has died, or does not answer."""
-
-
-class Line:
-    """A connection to a resolver that runs; `pid` is as the kernel says."""
-
-    def __init__(self, path: Path, patience: float) -> None:
-        self._patience = patience
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._socket.settimeout(patience)
-            self._socket.connect(str(path))
-            credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            self.pid, owner, _ = struct.unpack("3i", credentials)
-            if owner not in (0, os.getuid()):
-                raise ConnectionRefusedError
-            self.pidfd = os.pidfd_open(self.pid)
-        except BaseException:
-            self._socket.close()
-            raise
-
-    def close(self) -> None:
-        self._socket.close()
-        os.close(self.pidfd)
-
-    def ask(self, order: orders.Any, patience: float = 0.0) -> orders.Done:
-        """Raises Gone."""
-        try:
-            self._socket.settimeout(patience or self._patience)
-            self._socket.sendall(orders.packed(order))
-            size = orders.LENGTH.unpack(self._exactly(orders.LENGTH.size))[0]
-            return msgspec.msgpack.decode(self._exactly(size), type=orders.Done)
-        except (OSError, msgspec.MsgspecError) as e:
-            raise Gone(str(e)) from None
-
-    def _exactly(self, size: int) -> bytes:
-        out = bytearray()
-        while len(out) < size:
-            part = self._socket.recv(size - len(out))
-            if not part:
-                raise ConnectionResetError("closed")
-            out += part
-        return bytes(out)
-
-    def end(self, number: int, patience: float = END_PATIENCE) -> None:
-        """Signal it, and see it gone: killed where it takes longer."""
-        for sent in (number, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, sent)
-            if select.select([self.pidfd], [], [], patience)[0]:
-                break
-        self.reap()
-
-    def reap(self) -> None:
-        with suppress(ChildProcessError):
-            os.waitpid(self.pid, os.WNOHANG)
 
 
 class ResolverNames:
@@ -119,6 +56,8 @@ class ResolverNames:
         """What the process was told of the cluster, by key; None: nothing yet, it has what it had."""
         self._version = 0
         self._local: LocalState | None = None
+        self._over = False
+        """Let go or destroyed: nobody is to follow one that ends now."""
         self._pause = 0.0
         self._begun = 0.0
         self._mended: list[str] = []
@@ -242,104 +181,42 @@ class ResolverNames:
         """Find the one that runs, or start one; tell it what it cannot know."""
         if self._line is not None:
             return
+        self._over = False
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        line = self._connected()
-        if line is not None:
+        line, hello = self._found()
+        if line is None or hello.identity != self._build:
+            old = line
+            self._begun = time.monotonic()
             try:
-                hello = line.ask(orders.Hello())
-            except Gone:
-                line.end(signal.SIGKILL)
-                line.close()
-                line = None
-            else:
-                if hello.identity != self._build:
+                line, hello = started(self.folder, self._resolvers, self._build, self._patience)
+            finally:
+                if old is not None:
                     log.info("the resolver is of another build (%s): replaced", hello.identity)
-                    old, line = line, None
-                    try:
-                        line, hello = self._started()
-                    finally:
-                        with suppress(ProcessLookupError):
-                            signal.pidfd_send_signal(old.pidfd, signal.SIGTERM)
-                        old.reap()
-                        old.close()
-        if line is None:
-            line, hello = self._started()
+                    with suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(old.pidfd, signal.SIGTERM)
+                    old.reap()
+                    old.close()
         self._line = line
         try:
             self._tell(line, hello)
         except Gone as e:
             self._lose(f"the resolver died at once ({e})")
-            raise SkepError(f"the resolver does not stay: {self._last_words()}") from None
-        self._on_loop(lambda: self._watch(line))
+            raise SkepError(f"the resolver does not stay: {last_words(self.folder)}") from None
+        watched = os.dup(line.pidfd)
+        if not self._on_loop(lambda: self._watch(line, watched)):
+            os.close(watched)
 
-    def _connected(self) -> Line | None:
-        try:
-            return Line(self.folder / orders.SOCKET, self._patience)
-        except OSError:
-            return None
-
-    def _started(self) -> tuple[Line, orders.Done]:
-        """A new process, ready. Raises SkepError."""
-        file = self.folder / orders.LOG
-        with suppress(FileNotFoundError):
-            if file.stat().st_size > LOG_SIZE:
-                file.unlink()
-        self._begun = time.monotonic()
-        heard, ready = os.pipe()
-        errors = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            command = [
-                sys.executable,
-                "-m",
-                "skep.datapath.resolver",
-                str(self.folder),
-                "--resolvers",
-                str(self._resolvers),
-                "--ready",
-                "3",
-            ]
-            # a session of its own; nothing of ours is open in it but these (a copy of a descriptor onto itself stays close-on-exec)
-            copy = os.dup(ready) if ready == 3 else ready
-            actions = [
-                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_DUP2, errors, 1),
-                (os.POSIX_SPAWN_DUP2, errors, 2),
-                (os.POSIX_SPAWN_DUP2, copy, 3),
-            ]
+    def _found(self) -> tuple[Line | None, orders.Done]:
+        """The one that runs and answers; one that does not answer is ended."""
+        line = connected(self.folder, self._patience)
+        if line is not None:
             try:
-                pid = os.posix_spawn(sys.executable, command, dict(os.environ), file_actions=actions, setsid=True, setsigmask=[])
-            finally:
-                if copy != ready:
-                    os.close(copy)
-            os.close(ready)
-            ready = -1
-            word = os.read(heard, 1) if select.select([heard], [], [], START_PATIENCE)[0] else b""
-        finally:
-            for fd in (heard, ready, errors):
-                if fd >= 0:
-                    os.close(fd)
-        line = self._connected() if word else None
-        if line is None or line.pid != pid:
-            if line is not None:
+                return line, line.ask(orders.Hello())
+            except Gone as e:
+                log.warning("the resolver that runs does not answer (%s)", e)
+                line.end(signal.SIGKILL)
                 line.close()
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            with suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-            raise SkepError(f"the resolver does not start: {self._last_words()}")
-        try:
-            return line, line.ask(orders.Hello())
-        except Gone as e:
-            line.end(signal.SIGKILL)
-            line.close()
-            raise SkepError(f"the resolver does not start: {e}") from None
-
-    def _last_words(self) -> str:
-        try:
-            lines = (self.folder / orders.LOG).read_text(errors="replace").strip().splitlines()
-        except OSError:
-            lines = []
-        return lines[-1] if lines else "it said nothing"
+        return None, orders.Done()
 
     def _tell(self, line: Line, hello: orders.Done) -> None:
         """What we know better than its files; what it knows and we do not, we take over. Raises Gone."""
@@ -369,16 +246,24 @@ class ResolverNames:
 
     # -- its end, noticed
 
-    def _on_loop(self, call: Callable[[], None]) -> None:
-        if self._loop is not None:
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(call)
+    def _on_loop(self, call: Callable[[], None]) -> bool:
+        """False: there is no loop any more."""
+        if self._loop is None:
+            return False
+        try:
+            self._loop.call_soon_threadsafe(call)
+        except RuntimeError:
+            return False
+        return True
 
-    def _watch(self, line: Line) -> None:
+    def _watch(self, line: Line, watched: int) -> None:
+        """`watched`: a pidfd of its own, closed when it is not needed any more."""
         self._unwatch()
-        if self._line is line and self._loop is not None:
-            self._watched = os.dup(line.pidfd)
-            self._loop.add_reader(self._watched, self._died, line)
+        if self._thread is None or self._loop is None:
+            os.close(watched)
+        else:
+            self._watched = watched
+            self._loop.add_reader(watched, self._died, line)
 
     def _unwatch(self) -> None:
         if self._watched >= 0 and self._loop is not None:
@@ -401,6 +286,8 @@ class ResolverNames:
             self._retry = self._loop.call_later(pause, lambda: thread.submit(self._revive, line))
 
     def _revive(self, line: Line | None) -> None:
+        if self._over:
+            return
         if line is not None and self._line is line:
             self._lose("the resolver has died")
         try:
@@ -410,6 +297,7 @@ class ResolverNames:
             self._on_loop(lambda: self._revive_in(LONGEST_PAUSE, None))
 
     def _let_go(self) -> None:
+        self._over = True
         line, self._line = self._line, None
         if line is not None:
             line.close()
@@ -425,11 +313,12 @@ class ResolverNames:
 
     def _destroy(self) -> None:
         """Needs no start_up."""
-        line, self._line = self._line or self._connected(), None
+        self._over = True
+        line, self._line = self._line or connected(self.folder, self._patience), None
         if line is not None:
             with suppress(Gone):
                 line.ask(orders.Stop(clean=True))
-            if not select.select([line.pidfd], [], [], END_PATIENCE)[0]:
+            if not readable(line.pidfd, END_PATIENCE):
                 line.end(signal.SIGKILL)
             line.reap()
             line.close()
