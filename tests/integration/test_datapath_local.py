@@ -416,11 +416,16 @@ def test_a_udp_flow_follows_its_port_to_the_next_container(one: tuple[Lab, Node]
         flow = within(it.client, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         with flow:
             flow.settimeout(3)
+            flow.connect((node.address, 53))
+            # one that goes nowhere yet, and would go on doing so
+            flow.send(b"x")
+            with pytest.raises(ConnectionRefusedError):
+                flow.recv(100)
             for name, last in (("a", 2), ("b", 3)):
                 put(it, node, name, (RED, last))
                 it.serve(node.sandbox(name), 53, name, "udp")
                 node.run(node.datapath.publish(name, f"172.18.0.{last}", (HostPort(target=53, protocol="udp", published=53, address=at),)))
-                flow.sendto(b"x", (node.address, 53))
+                flow.send(b"x")
                 assert flow.recv(100).startswith(name.encode()), at
                 node.run(node.datapath.detach(name))
 

@@ -25,10 +25,12 @@ _UDP_ONLY = nested(TUPLE_REPLY, nested(2, u8(1, UDP))) + nested(FILTER, u32(1, 0
 """Kernels from 5.8 leave the others out of the dump; older ones do not know it, and pass over it."""
 
 
-def forget_udp(backends: Iterable[str]) -> int:
-    """Remove the UDP flows of the thread's namespace that are answered by one of `backends`; gives back how many there were."""
+def forget_udp(backends: Iterable[str], ports: Iterable[int] = ()) -> int:
+    """Remove the UDP flows of the thread's namespace that are answered by one of `backends`, or go to one of `ports`; gives back how many
+    there were. (A client that sends to a port before it is published has a flow that leads nowhere, and would keep it.)"""
     wanted = {socket.inet_aton(b) for b in backends}
-    if not wanted:
+    numbers = {struct.pack("!H", p) for p in ports}
+    if not wanted and not numbers:
         return 0
     gone = []
     with Socket(NETLINK_NETFILTER) as netlink:
@@ -37,7 +39,8 @@ def forget_udp(backends: Iterable[str]) -> int:
             reply = attributes(a.get(TUPLE_REPLY, b""), 0)
             source = attributes(reply.get(1, b""), 0).get(1, b"")
             protocol = attributes(reply.get(2, b""), 0).get(1)
-            if source in wanted and protocol == bytes((UDP,)):
+            there = attributes(attributes(a.get(TUPLE_ORIG, b""), 0).get(2, b""), 0).get(3)
+            if (source in wanted or there in numbers) and protocol == bytes((UDP,)):
                 what = f"conntrack delete of a UDP flow to {socket.inet_ntoa(source)}"
                 gone.append(
                     Message(CT_DELETE, REQUEST | ACK, _HEADER + attribute(TUPLE_ORIG | 0x8000, a[TUPLE_ORIG]), what, (errno.ENOENT,))
