@@ -245,6 +245,7 @@ class Ends:
         id = container.config.id
         await self._engine.remove(id, force=True)
         await self._clean(id)
+        await self._volumes.release(container.config.mounts)
         if volumes:
             await plain_mounts.discard(self._volumes, anonymous_of(record.points))
         self._forget(id)
@@ -349,11 +350,13 @@ def start_error(error: SkepError, program: str) -> tuple[int, SkepError]:
     head = "failed to create task for container: failed to create shim task: "
     if "executable file not found" in low:
         return 127, Invalid(f"{head}{text}: unknown")
+    low = low.replace("open executable: operation not permitted", "permission denied")
     for phrase in ("permission denied", "is a directory"):
         if phrase in low:  # the runtimes word it in different ways
             return 126, Invalid(f'{head}{process}exec: "{program}": {phrase}: unknown')
     if "not a directory" in low:
-        hint = "Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type"
+        hint = "Are you trying to mount a directory onto a file (or vice-versa)?"
+        hint += " Check if the specified host path exists and is the expected type"
         return 127, Invalid(f"{head}{text}: unknown: {hint}")
     if "no such file or directory" in low:
         return 127, Invalid(f"{head}{_lower_errno(text)}: unknown")
