@@ -209,6 +209,13 @@ class World:
     def inspect(self, name: str) -> Any:
         return json.loads(self.out("inspect", name))[0]
 
+    def kept(self) -> list[str]:
+        """Sandboxes, and mounts of containers, that are there."""
+        listed = self.folder / "r" / "network" / "places"
+        found = [file.name for file in listed.iterdir()] if listed.is_dir() else []
+        mounts = subprocess.run(self.inside("cat", "/proc/self/mountinfo"), capture_output=True, text=True, check=True).stdout
+        return found + [line.split()[4] for line in mounts.splitlines() if f"{self.folder}/r/c/" in line]
+
     def until(self, holds: Callable[[], Any], what: str, seconds: float = 20) -> Any:
         """Wait for something that tells nobody when it happens."""
         end = time.monotonic() + seconds

@@ -166,7 +166,10 @@ class Places:
             if settings.mac_address:
                 raise Invalid(f"network {one.network}: a MAC address can be chosen on this node's own networks only")
             reference = one.network_id or one.network
-            attached, address = await self.attachments.attach(reference, config.id, address=settings.address, names=names)
+            try:
+                attached, address = await self.attachments.attach(reference, config.id, address=settings.address, names=names)
+            except NotFound as error:
+                raise NotFound(NO_SUCH.format(error.text)) from None
             network_id, name, gateway, mac = attached.id, attached.name, "", ""
             endpoint_id = one.endpoint_id or new_hex(self._rng)
         found = msgspec.structs.replace(
@@ -331,7 +334,8 @@ class Places:
     def _links(self, record: Record, one: Joined) -> list[tuple[str, tuple[str, ...]]]:
         """(address, names) of the containers it is linked to on this network."""
         found = []
-        asked = [*one.settings.links, *(record.host.links if one.network == record.joined[0].network else ())]
+        main = record.host.network_mode in (one.network, one.network_id)
+        asked = [*one.settings.links, *(record.host.links if main else ())]
         for link in dict.fromkeys(asked):
             reference, _, alias = link.partition(":")
             other = self._engine.get(reference)
