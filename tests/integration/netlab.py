@@ -95,6 +95,8 @@ class Node:
         self.id = f"node{number}"
         self.index = number
         self.address = address or f"192.168.77.{number}"
+        self.mtu = 0
+        """What the others are told of its underlay."""
         self.path = path or lab.namespace(f"n{number}", self.address)
         self.run_root = lab.folder / self.id
         self.loop = Loop(self.path)
@@ -143,6 +145,11 @@ class Lab:
         return path
 
     @staticmethod
+    def _narrow(link: str, mtu: int) -> None:
+        with netlink.Socket() as net:
+            net.send([netlink.set_link(net.index(link), link, mtu=mtu)])
+
+    @staticmethod
     def _plug(name: str, fd: int) -> None:
         with netlink.Socket() as net:
             net.send([netlink.new_veth(name, peer="eth0", peer_namespace=fd)])
@@ -159,10 +166,15 @@ class Lab:
                 if gateway:
                     net.send([netlink.route("0.0.0.0", 0, index=index, via=gateway)])
 
-    def add_nodes(self, count: int) -> None:
+    def add_nodes(self, count: int, mtus: tuple[int, ...] = ()) -> None:
+        """`mtus`: of the nodes' underlay, where they are not 1500."""
         for i in range(1, count + 1):
             node = Node(self, i)
             self.nodes.append(node)
+            if mtus:
+                node.mtu = mtus[i - 1]
+                within(self.wire, lambda i=i: self._narrow(f"n{i}", mtus[i - 1]))
+                within(node.path, lambda i=i: self._narrow("eth0", mtus[i - 1]))
             node.run(node.datapath.start_up())
 
     def serve(self, namespace: Path, port: int, name: str, kind: str = "tcp") -> Server:
@@ -184,10 +196,10 @@ class Lab:
 
 
 @contextmanager
-def lab(nodes: int = 0) -> Iterator[Lab]:
+def lab(nodes: int = 0, mtus: tuple[int, ...] = ()) -> Iterator[Lab]:
     it = Lab()
     try:
-        it.add_nodes(nodes)
+        it.add_nodes(nodes, mtus)
         yield it
     finally:
         it.close()
@@ -374,7 +386,7 @@ def snapshot(
 
 
 def apply_all(it: Lab, **what: Any) -> None:
-    peers = [PeerItem(node_id=n.id, index=n.index, address=n.address) for n in it.nodes]
+    peers = [PeerItem(node_id=n.id, index=n.index, address=n.address, mtu=n.mtu) for n in it.nodes]
     for node in it.nodes:
         node.run(node.datapath.apply(snapshot(node.id, peers, **what)))
 

@@ -39,9 +39,12 @@ from skep.datapath.vip import own_facts, self_facts, vip_facts
 from skep.model.assignment import EndpointItem, PeerItem
 from skep.model.network import Network
 
+MTU_OPTION = "com.docker.network.driver.mtu"
 VNI_OPTION = "com.docker.network.driver.overlay.vxlanid_list"
 OVERHEAD = 50
 """Outer Ethernet, IP, UDP and VXLAN headers."""
+LEAST_MTU = 68
+"""IPv4's."""
 
 
 class LocalPlace(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +124,20 @@ def usable(network: Network) -> bool:
     return network.driver == "overlay" and vni_of(network) > 0 and any(is_ipv4(c.subnet) for c in network.ipam)
 
 
+def mtu_of(network: Network, underlay: int) -> int:
+    """Of its links on a node whose underlay has this one: what fits, or less where the network's option says so."""
+    asked = network.options.get(MTU_OPTION, "")
+    fits = underlay - OVERHEAD
+    return min(fits, int(asked)) if asked.isdigit() and int(asked) >= LEAST_MTU else fits
+
+
+def narrow(peer: PeerItem, network: Network, here: Here) -> int:
+    """The MTU of the way to a node whose underlay is narrower than ours; else 0. Its containers have links that fit it, so they say what
+    TCP may send them; this is for all else."""
+    mtu = mtu_of(network, peer.mtu) if peer.mtu else 0
+    return mtu if mtu < mtu_of(network, here.mtu) else 0
+
+
 def source_ports(index: int, nodes: int) -> tuple[int, int]:
     """The source ports that connections through the ingress node `index` get, when the highest index is `nodes`.
 
@@ -167,7 +184,7 @@ def desired(snapshot: Snapshot, here: Here, places: Iterable[LocalPlace], ports:
             peer = peers.get(endpoint.node_id)
             if peer is None:
                 continue
-            facts.add(Route(MAIN, endpoint.address, link_address(peer.index), vxlan_name(home)))
+            facts.add(Route(MAIN, endpoint.address, link_address(peer.index), vxlan_name(home), narrow(peer, home, here)))
         elif (endpoint.network_id, endpoint.address) not in reachable:
             continue
         if endpoint.serving:
@@ -232,7 +249,7 @@ def network_facts(network: Network, own: PeerItem, peers: Iterable[PeerItem], he
     """One overlay on this node: its device, its group, and the way to the other nodes."""
     vni, link = vni_of(network), vxlan_name(network)
     facts: set[Fact] = {
-        Vxlan(link, vni, vni, link_mac(own.index), port, here.address or own.address, here.mtu - OVERHEAD),
+        Vxlan(link, vni, vni, link_mac(own.index), port, here.address or own.address, mtu_of(network, here.mtu)),
         Address(link, link_address(own.index)),
         Element(ROUTER, "samenet", f"{vni} . {vni}"),
     }
@@ -249,11 +266,11 @@ def network_facts(network: Network, own: PeerItem, peers: Iterable[PeerItem], he
         facts.add(Neighbour(link, to, mac))
         facts.add(Forwarding(link, mac, peer.address))
     if network.spec.ingress:
-        facts |= _mesh_facts(link, own, peers)
+        facts |= _mesh_facts(link, own, peers, {p.index: narrow(p, network, here) for p in peers})
     return facts
 
 
-def _mesh_facts(link: str, own: PeerItem, peers: list[PeerItem]) -> set[Fact]:
+def _mesh_facts(link: str, own: PeerItem, peers: list[PeerItem], mtus: Mapping[int, int]) -> set[Fact]:
     """What keeps the client's address across nodes: the way back, and this node's range of source ports."""
     facts: set[Fact] = {Element(ROUTER, "mesh", link)}
     for peer in peers:
@@ -262,7 +279,7 @@ def _mesh_facts(link: str, own: PeerItem, peers: list[PeerItem]) -> set[Fact]:
         if peer.index <= KEPT:
             facts.add(Element(ROUTER, "ways", link_mac(peer.index), str(peer.index)))
             facts.add(Rule(peer.index, WAYS + peer.index))
-            facts.add(Route(WAYS + peer.index, "", to, link))
+            facts.add(Route(WAYS + peer.index, "", to, link, mtus[peer.index]))
     if own.index <= KEPT:
         low, high = source_ports(own.index, max([own.index, *(p.index for p in peers)]))
         body = f"meta l4proto {{ tcp, udp }} snat to :{low}-{high}"

@@ -68,6 +68,8 @@ class Route(Fact, frozen=True, gc=False):
     destination: str
     via: str
     link: str
+    mtu: int = 0
+    """Of the way, where it is narrower than the link; whoever sends more is told."""
 
 
 class HostRoute(Fact, frozen=True, gc=False):

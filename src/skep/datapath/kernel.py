@@ -67,6 +67,13 @@ class Kernel:
             with netns.entered(self._router.fd):
                 forget_udp((), ports)
 
+    def revive(self, addresses: Iterable[str]) -> None:
+        """Addresses that were declared dead are not ours any more."""
+        text = ", ".join(sorted(addresses))
+        if text:
+            dead = f"element ip {self._router.table} dead {{ {text} }}"
+            self._router.net_rules.run(f"add {dead}\ndelete {dead}\n")
+
     def _delete_links(self, links: Iterable[str]) -> None:
         for link in links:
             self._router.net.send([netlink.del_link(link)])
@@ -100,7 +107,7 @@ class Kernel:
             prefix = 32 if fact.destination else 0
             destination = fact.destination or "0.0.0.0"
             index = self._index_or_none(fact.link, delete)
-            return netlink.route(destination, prefix, index=index, via=fact.via, table=fact.table, delete=delete)
+            return netlink.route(destination, prefix, index=index, via=fact.via, table=fact.table, mtu=fact.mtu, delete=delete)
         if isinstance(fact, Neighbour):
             return netlink.neighbour(self._index_or_none(fact.link, delete), fact.address, fact.mac, delete=delete)
         if isinstance(fact, Forwarding):
@@ -152,7 +159,7 @@ class Kernel:
         for r in net.routes():
             own = r.table == MAIN and r.prefix == 32 or WAYS < r.table <= WAYS + KEPT and not r.prefix
             if own and r.protocol == netlink.PROTOCOL and r.device in names:
-                facts.add(Route(r.table, r.destination if r.prefix else "", r.via, names[r.device]))
+                facts.add(Route(r.table, r.destination if r.prefix else "", r.via, names[r.device], r.mtu))
                 if r.prefix and not r.destination.startswith("169.254."):
                     present.add(r.destination)
         for n in net.neighbours():

@@ -165,6 +165,7 @@ def route(
     via: str = "",
     table: int = MAIN_TABLE,
     source: str = "",
+    mtu: int = 0,
     delete: bool = False,
     replace: bool = True,
 ) -> Message:
@@ -175,6 +176,7 @@ def route(
     body = struct.pack("=BBBBBBBBI", socket.AF_INET, prefix, 0, 0, small, PROTOCOL, scope, 1, flags)
     body += (ip(1, destination) if prefix else b"") + u32(15, table) + u32(4, index)
     body += (ip(5, via) if via else b"") + (ip(7, source) if source else b"")
+    body += nested(8, u32(2, mtu)) if mtu and not delete else b""
     verb = f"route {'del' if delete else 'replace'} {destination}/{prefix}" + (f" via {via}" if via else "") + f" table {table}"
     if delete:
         return Message(DELROUTE, REQUEST | ACK, body, verb, (errno.ESRCH, errno.ENODEV))
@@ -241,6 +243,8 @@ class RouteSeen(NamedTuple):
     protocol: int
     kind: int
     """RTN_*: 1 unicast, 2 local."""
+    mtu: int
+    """0: its link's."""
 
 
 class NeighbourSeen(NamedTuple):
@@ -454,4 +458,5 @@ def _route(body: bytes) -> RouteSeen:
         socket.inet_ntoa(a[7]) if 7 in a else "",
         protocol,
         kind,
+        _number(attributes(a.get(8, b""), 0).get(2)),
     )
