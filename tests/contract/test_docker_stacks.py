@@ -27,7 +27,7 @@ services:
   two:
     image: {WEB_1}
     command: top
-    deploy: {{mode: global, endpoint_mode: dnsrr}}
+    deploy: {{mode: global, endpoint_mode: dnsrr, update_config: {{monitor: 1s}}}}
 networks:
   front:
     driver_opts: {{x: y}}
@@ -198,7 +198,19 @@ def test_networks() -> None:
             ["net1", "overlay", "swarm"],
             ["none", "null", "local"],
         ]
-        create = ("service", "create", "-q", "--name", "web", "--network", "name=net1,alias=al1,driver-opt=k=v", "--endpoint-mode", "dnsrr")
+        create = (
+            "service",
+            "create",
+            "-q",
+            "--name",
+            "web",
+            "--network",
+            "name=net1,alias=al1,driver-opt=k=v",
+            "--endpoint-mode",
+            "dnsrr",
+            "--update-monitor",
+            "1s",
+        )
         await ok(docker, *create, WEB_1, "top")
         spec = await ok(docker, "service", "inspect", "-f", "{{json .Spec.TaskTemplate.Networks}} {{.Spec.EndpointSpec.Mode}}", "web")
         assert spec.strip() == f'[{{"Target":"{id}","Aliases":["al1"],"DriverOpts":{{"k":"v"}}}}] dnsrr'
