@@ -64,6 +64,8 @@ class Settings:
         (), "registry HOST[:PORT] that may be spoken to without TLS; repeatable (loopback always may)"
     )
     registry_mirror: tuple[str, ...] = setting((), "mirror for docker.io, as a URL; repeatable")
+    image_gc_high: str = setting("85", "percent of data_root's disk in use from which on unused images are removed; 100: never")
+    image_gc_low: str = setting("80", "percent of data_root's disk in use at which that ends")
     log_level: str = setting("info", "how much is logged", ("debug", "info", "warning", "error"))
     log_format: str = setting("text", "how it is logged", ("text", "json"))
 
@@ -152,6 +154,12 @@ def check(s: Settings) -> None:
             raise BadSetting(f"host = {host!r}: must be unix:///PATH or tcp://ADDRESS:PORT")
         if len(rest) > 107:
             raise BadSetting(f"host = {host!r}: a socket's path may have 107 characters")
+    for name in ("image_gc_high", "image_gc_low"):
+        given = getattr(s, name)
+        if not given.isascii() or not given.isdigit() or not 0 < int(given) <= 100:
+            raise BadSetting(f"{name} = {given!r}: must be a number from 1 to 100")
+    if int(s.image_gc_low) > int(s.image_gc_high):
+        raise BadSetting(f"image_gc_low = {s.image_gc_low!r}: must not be above image_gc_high, which is {s.image_gc_high!r}")
     for pair in (*s.label, *s.generic_resource):
         if "=" not in pair:
             raise BadSetting(f"{pair!r}: must be KEY=VALUE")

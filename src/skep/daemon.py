@@ -42,6 +42,7 @@ from skep.membership import Membership
 from skep.node.base import Attachments, LocalNetworks
 from skep.node.container import NodeFacts
 from skep.node.health import Health
+from skep.node.imagegc import ImageGarbage, Marks
 from skep.node.networks import Networks
 from skep.node.plain import Plain
 from skep.node.tasks import TaskRuntime
@@ -78,8 +79,16 @@ class Node:
             mirrors={"docker.io": settings.registry_mirror} if settings.registry_mirror else None,
             clock=self.clock,
         )
+        for line in images.warnings:
+            log.warning("%s", line)
         self.engine = self.oci = OciEngine(self.data, self.run_root, images, self.clock, self.rng, settings.cgroup_parent, settings.runtime)
+        marks = Marks(high=int(settings.image_gc_high), low=int(settings.image_gc_low))
+        self.image_garbage = ImageGarbage(
+            self.engine, self.data / "images", self.data / "image-uses.json", marks, self.clock, tidy=images.tidy
+        )
         self.volumes = Volumes(self.data / "volumes", self.clock, self.rng, containers=self.engine.all, mounts=self.run_root / "volumes")
+        for line in self.volumes.warnings:
+            log.warning("%s", line)
         self.kernel = KernelDatapath("skep", self.run_root / "network", "", clock=self.clock, aside=settings.forwarding == "aside")
         self.network = NodeNetwork(self.kernel, ResolverNames(self.run_root))
         self.networks = self.own_networks = Networks(
@@ -207,6 +216,7 @@ async def serve(settings: Settings) -> None:
                 group.create_task(node.node_events.run()),
                 group.create_task(node.membership.run()),
                 group.create_task(node.containers.run()),
+                group.create_task(node.image_garbage.run()),
                 group.create_task(node.keep_comparing()),
             ]
             settled, told = group.create_task(node.membership.settled()), group.create_task(ended.wait())

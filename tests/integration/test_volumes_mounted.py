@@ -87,7 +87,7 @@ def test_a_folder_of_the_host_as_a_volume(node: Node, tmp_path: Path) -> None:
         mount = Mount(target="/x", source=node.volumes.mountpoint(volume), volume="bound")
         await node.volumes.ready([mount])
         assert (Path(mount.source) / "file").read_text() == "of the host"
-        assert await node.volumes.usage() == {"bound": -1}
+        assert await node.volumes.usage() == {"bound": len("of the host")}
         await node.volumes.release([mount])
         assert await node.volumes.remove("bound")
         assert (tmp_path / "host/file").read_text() == "of the host", "what it shows is not the volume's to remove"

@@ -139,11 +139,9 @@ class Volumes:
         return [c.config.id for c in self.containers() if any(mount.volume == name for mount in c.config.mounts)]
 
     async def usage(self, names: Iterable[str] | None = None) -> dict[str, int]:
-        """Bytes of the files of each (those with options, -1: they lie elsewhere)."""
+        """Bytes of the files of each; none of one with options that is not mounted."""
         wanted = [self._volumes[name] for name in (self._volumes if names is None else names) if name in self._volumes]
-        return await _thread(
-            lambda: {volume.name: -1 if volume.mounted else mounting.folder_size(self.mountpoint(volume)) for volume in wanted}
-        )
+        return await _thread(lambda: {volume.name: mounting.folder_size(self.mountpoint(volume)) for volume in wanted})
 
     # making and removing
 
@@ -212,9 +210,10 @@ class Volumes:
             used = {mount.volume for container in self.containers() for mount in container.config.mounts}
             gone = [v.name for v in self.all() if v.name not in used and not self._held[v.name] and (all or v.anonymous) and wanted(v)]
             sizes = await self.usage(gone)
+            mounted = {name for name in gone if self._volumes[name].mounted}
             for name in gone:
                 await self._remove(name)
-            return gone, sum(max(size, 0) for size in sizes.values())
+            return gone, sum(size for name, size in sizes.items() if name not in mounted)
 
     async def _remove(self, name: str) -> None:
         volume = self._volumes[name]
