@@ -1,0 +1,138 @@
+"""Not one request fails while a published service is updated and scaled: 200 new connections a second, from outside, at every node."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from conftest import World
+from test_service import addresses
+
+RATE = 200
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+class Load:
+    """Steady requests, each on a connection of its own; those that fail are kept with their reason."""
+
+    def __init__(self, targets: list[tuple[str, int]]) -> None:
+        self.targets = targets
+        self.sent = 0
+        self.failed: list[str] = []
+        self.slowest = 0.0
+        self._ended = threading.Event()
+        self._number = itertools.count()
+        self._begun = time.monotonic()
+
+    def _work(self) -> None:
+        while not self._ended.is_set():
+            number = next(self._number)
+            time.sleep(max(0.0, self._begun + number / RATE - time.monotonic()))
+            address = self.targets[number % len(self.targets)]
+            began = time.monotonic()
+            try:
+                with socket.create_connection(address, timeout=10) as s:
+                    s.sendall(REQUEST)
+                    data = b""
+                    while piece := s.recv(4096):
+                        data += piece
+                if b"Hello Docker!!" not in data:
+                    raise OSError(f"answered {data[:60]!r}")
+            except OSError as error:
+                self.failed.append(f"{address[0]} after {time.monotonic() - self._begun:.2f} s: {error}")
+            self.slowest = max(self.slowest, time.monotonic() - began)
+            self.sent += 1
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        workers = [threading.Thread(target=self._work) for _ in range(12)]
+        for worker in workers:
+            worker.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            for worker in workers:
+                worker.join()
+
+
+def updated(world: World, change: Any) -> None:
+    """Change the service's spec, and wait until the update is through."""
+    service = world.api("GET", "/services/lossless")
+    spec = service["Spec"]
+    change(spec)
+    world.api("POST", f"/services/{service['ID']}/update?version={service['Version']['Index']}", spec)
+
+
+def rolled(world: World) -> None:
+    def again(spec: dict[str, Any]) -> None:
+        spec["TaskTemplate"]["ForceUpdate"] = spec["TaskTemplate"].get("ForceUpdate", 0) + 1
+
+    before = {t["ID"] for t in world.running("lossless")}
+    updated(world, again)
+
+    def through() -> bool:
+        status = world.api("GET", "/services/lossless").get("UpdateStatus", {})
+        running = {t["ID"] for t in world.running("lossless")}
+        return status.get("State") == "completed" and len(running) == 2 and not running & before
+
+    world.until(through, "the update is through")
+
+
+def scaled(world: World, replicas: int) -> None:
+    updated(world, lambda spec: spec["Mode"]["Replicated"].update(Replicas=replicas))
+    world.until(lambda: len(world.running("lossless")) == replicas, f"{replicas} run")
+    world.until(
+        lambda: all(t["Status"]["State"] != "running" for t in world.tasks("lossless") if t["DesiredState"] != "running"),
+        "the rest has ended",
+    )
+
+
+def play(world: World, updates: int) -> Load:
+    world.create(
+        "lossless",
+        2,
+        UpdateConfig={"Parallelism": 1, "Order": "start-first", "Delay": 0, "Monitor": 100_000_000},
+        EndpointSpec={"Ports": [{"Protocol": "tcp", "TargetPort": 8080, "PublishedPort": 8300, "PublishMode": "ingress"}]},
+    )
+    try:
+        world.until(lambda: len(world.running("lossless")) == 2, "2 run")
+        load = Load([(address, 8300) for address in addresses(world)])
+        for target in load.targets:
+            world.until(lambda target=target: connects(target), "the port answers")  # type: ignore[misc]
+        with load.running():
+            for _ in range(updates):
+                rolled(world)
+            scaled(world, 10)
+            scaled(world, 2)
+    finally:
+        world.remove("lossless")
+    return load
+
+
+def connects(target: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(target, timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def check(load: Load) -> None:
+    assert load.sent > RATE, "there was load"
+    assert not load.failed, f"{len(load.failed)} of {load.sent}: {load.failed[:5]}"
+
+
+def test_no_request_fails_while_a_service_changes(world: World) -> None:
+    check(play(world, updates=3))
+
+
+@pytest.mark.soak
+def test_no_request_fails_through_twenty_updates(world: World) -> None:
+    check(play(world, updates=20))
