@@ -45,6 +45,8 @@ class PeerItem(Record, frozen=True, kw_only=True, tag="peer"):
     """From 1; link address 169.254.x.y, MAC and port range follow from it."""
     address: str
     """Underlay address, VXLAN endpoint."""
+    mtu: int = 0
+    """Of its underlay; 0: not known, taken to be as wide as anyone's."""
     hostname: str = ""
 
     @property
