@@ -264,7 +264,9 @@ def test_outside_of_a_swarm_and_on_a_worker() -> None:
         shown = (await client.ask("GET", "/networks/net1")).body
         assert (shown["IPAM"]["Config"][0]["Subnet"], shown["Options"], shown["Containers"]) == ("10.0.1.0/24", {VXLAN: "4097"}, {})
         assert (await client.ask("POST", "/networks/create", {"Name": "net1"})).status == 409
-        assert (await client.ask("DELETE", "/networks/net1")).status == 404
+        removed = await client.ask("DELETE", "/networks/net1")
+        assert (removed.status, "Worker nodes can't be used to view or modify cluster state." in removed.body["message"]) == (503, True)
+        assert (await client.ask("DELETE", "/networks/nosuch")).status == 404
 
     play(scene, swarm=False)
 

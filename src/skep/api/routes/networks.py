@@ -234,8 +234,6 @@ async def _remove(call: Call, found: networks.Found) -> None:
         if not removed.config_only:
             tell(call, "destroy", removed.id, removed.name, removed.driver)
         return
-    if networks.cluster_of(call) is None:
-        raise NotFound(f"network {found.name} not found")
     await call.cluster.remove_network(found.id)
 
 
