@@ -167,7 +167,6 @@ class Places:
                 raise Invalid(f"network {one.network}: a MAC address can be chosen on this node's own networks only")
             reference = one.network_id or one.network
             try:
-                try:
                 attached, address = await self.attachments.attach(reference, config.id, address=settings.address, names=names)
             except Forbidden as error:
                 raise Forbidden(f"Could not attach to network {one.network}: {error.message}") from None
