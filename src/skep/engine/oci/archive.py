@@ -1,218 +1,264 @@
-"""Archives of images as `docker save` writes them, to be read: which file lies where in a tar on disk, and what its documents say.
+"""Tar streams out of and into a container's files, of any size in bounded memory.
 
-Nothing of an archive is ever unpacked by its own names: files are found in the tar by position, links are followed in a table only. What
-is read into memory is bounded. The layers themselves take the way of every layer (unpack.py).
+Out: GNU tar walks from a descriptor that was resolved inside the container; it follows no link. In: each member's directory is resolved
+inside the container's root by the kernel, and what is made there is made without following a link, so whatever the container or the
+archive says, nothing is written outside.
 """
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import posixpath
-from collections.abc import Sequence
-from typing import BinaryIO
+import stat
+import tarfile
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+from typing import IO
 
-import msgspec
+from skep.engine.oci import kernel
+from skep.engine.oci.view import View, base_name, follows
+from skep.errors import Forbidden, Invalid, SkepError
 
-from skep.engine.oci.compression import LONGEST_MAGIC, sniff
-from skep.engine.oci.manifest import MAX_CONFIG, MAX_MANIFEST, Manifest, Platform, choose, decode
-from skep.engine.oci.reference import Reference, parse
-from skep.engine.oci.tarsplit import BLOCK, LONGEST_HEADER, number, records, ustar_path
-from skep.errors import Invalid, NotFound, SkepError
-
-MOST_MEMBERS = 100_000
-MOST_LINKS = 20
-MOST_IMAGES = 10_000
-NAME = "io.containerd.image.name"
-TAG = "org.opencontainers.image.ref.name"
-
-
-class Place(msgspec.Struct, frozen=True):
-    """Where the content of a member lies in the archive."""
-
-    offset: int
-    size: int
+_CHUNK = 1 << 16
+_HEADER_LIMIT = 1 << 20
+"""Of one extended header: names and attributes. It is read into memory."""
+TAR = (
+    *("tar", "--create", "--file=-", "--numeric-owner", "--format=posix", "--pax-option=delete=atime,delete=ctime"),
+    *("--xattrs", "--xattrs-include=security.capability", "--absolute-names", "--no-unquote", "--ignore-failed-read", "--warning=none"),
+)
 
 
-class Saved(msgspec.Struct, frozen=True, kw_only=True):
-    """An image in an archive."""
-
-    config: bytes
-    layers: tuple[Place, ...]
-    names: tuple[Reference, ...] = ()
+# out
 
 
-class _Item(msgspec.Struct, frozen=True, kw_only=True):
-    """Of `manifest.json`."""
-
-    config: str = msgspec.field(name="Config")
-    tags: list[str] | None = msgspec.field(name="RepoTags", default=None)
-    layers: list[str] | None = msgspec.field(name="Layers", default=None)
-
-
-class _Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    digest: str
-    media_type: str = ""
-    platform: Platform | None = None
-    annotations: dict[str, str] | None = None
+def source(view: View, path: str) -> tuple[int, list[str]]:
+    """(directory to stand in, what tar is told): Docker's names begin with the path's last component. Raises NotFound."""
+    fd = view.open(path, os.O_PATH | (0 if follows(path) else os.O_NOFOLLOW))
+    base = base_name(path)
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        new = "/" if base == "/" else base
+        rename = [] if base == "." else [f"--transform=s,^\\.{'/*' if base == '/' else ''},{_quoted(new)},S"]
+        return fd, [*rename, "--", "."]
+    os.close(fd)
+    parent, name = posixpath.split(posixpath.normpath(path))
+    return view.open(parent or "/", os.O_PATH | os.O_DIRECTORY), [f"--add-file={name}"]
 
 
-class _Index(msgspec.Struct, frozen=True, kw_only=True):
-    manifests: list[_Descriptor] = []
+def _quoted(text: str) -> str:
+    """In the replacement of a sed expression between commas."""
+    return "".join(f"\\{character}" if character in "\\&," else character for character in text)
 
 
-class Archive:
-    """A tar in an open file. All of it blocks."""
+async def stream(folder: int, arguments: Sequence[str]) -> AsyncGenerator[bytes, None]:
+    """What tar writes, standing in `folder`. Ends tar when nobody wants more; raises SkepError when it cannot go on."""
+    tar = await asyncio.create_subprocess_exec(
+        *TAR,
+        f"--directory=/proc/self/fd/{folder}",
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        pass_fds=(folder,),
+        env={"LC_ALL": "C", "PATH": os.environ.get("PATH", "/usr/bin:/bin")},
+    )
+    assert tar.stdout is not None
+    try:
+        while chunk := await tar.stdout.read(_CHUNK):
+            yield chunk
+        if await tar.wait() > 1:  # 1: a file changed while it was read
+            raise SkepError("the archive could not be completed")
+    finally:
+        if tar.returncode is None:
+            with suppress(ProcessLookupError):
+                tar.kill()
+            await tar.wait()
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._places: dict[str, Place] = {}
-        self._links: dict[str, str] = {}
-        self._scan()
 
-    def _scan(self) -> None:
-        """Headers only. Raises Invalid for what is no tar."""
-        size = os.fstat(self._file.fileno()).st_size
-        at, members = 0, 0
-        pax: dict[bytes, bytes] = {}
-        long, long_link = b"", b""
-        while at + BLOCK <= size:
-            block = self._read(Place(at, BLOCK))
-            at += BLOCK
-            if block.count(0) == BLOCK:
-                break
-            try:
-                length, checksum = number(block[124:136]), number(block[148:156])
-            except ValueError:
-                raise Invalid("invalid tar header") from None
-            if checksum != sum(block) - sum(block[148:156]) + 8 * 32:
-                raise Invalid("invalid tar header")
-            kind = block[156:157]
-            if kind in (b"x", b"g", b"L", b"K"):
-                if length > LONGEST_HEADER:
-                    raise Invalid("invalid tar header: an extended header is too long")
-                data = self._read(Place(at, length))
-                pax = records(data) if kind == b"x" else pax
-                long = data.rstrip(b"\0") if kind == b"L" else long
-                long_link = data.rstrip(b"\0") if kind == b"K" else long_link
-                at += length + -length % BLOCK
-                continue
-            if (members := members + 1) > MOST_MEMBERS:
-                raise Invalid(f"the archive has more than {MOST_MEMBERS} files")
-            if b"size" in pax:
-                length = int(pax[b"size"]) if pax[b"size"].isdigit() else size + 1
-            name = _clean(pax.get(b"path") or long or ustar_path(block))
-            if kind in (b"0", b"\0"):
-                if at + length > size:
-                    raise Invalid("unexpected EOF")
-                self._places[name] = Place(at, length)
-            elif kind in (b"1", b"2"):
-                target = _clean(pax.get(b"linkpath") or long_link or block[157:257].partition(b"\0")[0], keep=True)
-                self._links[name] = target if kind == b"1" else posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
-                length = 0
-            at += length + -length % BLOCK
-            pax, long, long_link = {}, b"", b""
+# in
 
-    def _read(self, place: Place) -> bytes:
-        self._file.seek(place.offset)
-        return self._file.read(place.size)
 
-    def find(self, name: str) -> Place | None:
-        name = _clean(name.encode(errors="surrogateescape"))
-        for _ in range(MOST_LINKS):
-            if name in self._places:
-                return self._places[name]
-            if name not in self._links:
-                return None
-            name = self._links[name]
-        return None
+class _Member(tarfile.TarInfo):
+    """Extended headers are read as a whole: not longer than they may be."""
 
-    def _whole(self, name: str, limit: int) -> bytes:
-        place = self.find(name)
-        if place is None:
-            raise NotFound(f"open {name}: no such file or directory")
-        if place.size > limit:
-            raise Invalid(f"{name} has {place.size} bytes, more than the {limit} allowed")
-        return self._read(place)
+    def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        self._check()
+        return super()._proc_pax(archive)  # type: ignore[misc,no-any-return]
 
-    def compression(self, place: Place) -> str:
-        """Of a layer: archives do not say."""
-        return sniff(self._read(Place(place.offset, min(place.size, LONGEST_MAGIC))))
+    def _proc_gnulong(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        self._check()
+        return super()._proc_gnulong(archive)  # type: ignore[misc,no-any-return]
 
-    def images(self, wanted: Platform) -> list[Saved]:
-        """All of the archive. Raises Invalid or NotFound for what is none."""
-        if self.find("manifest.json") is not None:
-            return self._docker()
-        if self.find("index.json") is not None:
-            return self._oci(wanted)
-        raise Invalid("the archive is neither from `docker save` (manifest.json) nor an OCI layout (index.json)")
+    def _check(self) -> None:
+        if self.size > _HEADER_LIMIT:
+            raise tarfile.ReadError("an extended header is too long")
 
-    def _docker(self) -> list[Saved]:
+
+class Unpacking:
+    """`owner`: (uid, gid) for all that is made, instead of the archive's. `keep_type`: nothing turns from a directory into something
+    else or back."""
+
+    def __init__(self, view: View, path: str, *, keep_type: bool, owner: tuple[int, int] | None) -> None:
+        fd = view.open(path, os.O_PATH)
         try:
-            items = msgspec.json.decode(self._whole("manifest.json", MAX_MANIFEST), type=list[_Item])
-        except msgspec.MsgspecError as error:
-            raise Invalid(f"invalid manifest.json: {error}") from None
-        if len(items) > MOST_IMAGES:
-            raise Invalid(f"the archive has more than {MOST_IMAGES} images")
-        return [
-            Saved(
-                config=self._whole(item.config, MAX_CONFIG),
-                layers=self._layers(item.layers or []),
-                names=tuple(parse(tag).tagged() for tag in item.tags or ()),
-            )
-            for item in items
-        ]
+            if not stat.S_ISDIR(os.fstat(fd).st_mode):
+                raise Invalid("extraction point is not a directory")
+        finally:
+            os.close(fd)
+        self._view = view
+        self._path = view.resolve(path)
+        self._keep_type = keep_type
+        self._owner = owner
+        self._times: list[tuple[str, int]] = []
 
-    def _layers(self, names: Sequence[str]) -> tuple[Place, ...]:
-        found = [(name, self.find(name)) for name in names]
-        for name, place in found:
-            if place is None:
-                raise NotFound(f"open {name}: no such file or directory")
-        return tuple(place for _, place in found if place is not None)
-
-    def _oci(self, wanted: Platform) -> list[Saved]:
+    def run(self, data: IO[bytes]) -> None:
+        """Plain or compressed (gzip, bzip2, xz). Blocks. Raises Invalid for what is no archive, Forbidden for a read-only place."""
         try:
-            index = msgspec.json.decode(self._whole("index.json", MAX_MANIFEST), type=_Index)
-        except msgspec.MsgspecError as error:
-            raise Invalid(f"invalid index.json: {error}") from None
-        if len(index.manifests) > MOST_IMAGES:
-            raise Invalid(f"the archive has more than {MOST_IMAGES} images")
-        found: dict[bytes, Saved] = {}
-        for entry in index.manifests:
-            manifest = self._manifest(entry.digest, entry.media_type)
-            if manifest.index:
-                manifest = self._manifest(choose(manifest, wanted).digest, "")
-            if manifest.config is None:
-                raise Invalid(f"invalid manifest: {manifest.digest} is an index inside an index")
-            config = self._whole(_blob(manifest.config.digest), MAX_CONFIG)
-            layers = self._layers([_blob(layer.digest) for layer in manifest.layers])
-            before = found.get(config)
-            names = (*(before.names if before else ()), *_names(entry.annotations or {}))
-            found[config] = Saved(config=config, layers=layers, names=tuple(dict.fromkeys(names)))
-        return list(found.values())
+            with tarfile.open(fileobj=data, mode="r|*", tarinfo=_Member, bufsize=4 * _CHUNK) as archive:
+                for member in archive:
+                    archive.members.clear()  # type: ignore[attr-defined]
+                    self._one(archive, member)
+            for path, mtime in reversed(self._times):
+                self._set_time(path, mtime)
+            while data.read(_CHUNK):  # padding, so that who sends comes to an end
+                pass
+        except (tarfile.TarError, EOFError, ValueError) as error:
+            raise Invalid(f"the archive cannot be read: {error}") from None
+        except OSError as error:
+            if error.errno == errno.EROFS:
+                raise Forbidden("container rootfs or volume is marked read-only") from None
+            raise SkepError(f"cannot unpack the archive: {error.strerror or error}") from None
 
-    def _manifest(self, digest: str, media_type: str) -> Manifest:
-        found = decode(self._whole(_blob(digest), MAX_MANIFEST), media_type)
-        if found.digest != digest:
-            raise SkepError(f"manifest verification failed for digest {digest}")
-        return found
+    def _one(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        name = posixpath.normpath(member.name.lstrip("/"))
+        if name == ".." or name.startswith("../"):
+            raise Invalid(f'"{member.name}" is outside of "{self._path}"')
+        if name == ".":
+            return
+        folder, base = posixpath.split(name)
+        parent = self._parent(posixpath.join(self._path, folder))
+        try:
+            if self._make_room(parent, base, member):
+                self._make(archive, member, parent, base)
+                self._dress(member, parent, base, name)
+        finally:
+            os.close(parent)
 
-
-def _names(annotations: dict[str, str]) -> list[Reference]:
-    for text in (annotations.get(NAME, ""), annotations.get(TAG, "")):
-        if ":" in text or "/" in text:
+    def _parent(self, path: str) -> int:
+        """The directory a member goes to; made where it is missing."""
+        try:
+            return kernel.open_at_root(self._view.root, path, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            above, base = posixpath.split(path)
+            parent = self._parent(above)
             try:
-                return [parse(text).tagged()]
-            except Invalid:
-                continue
-    return []
+                with suppress(FileExistsError):
+                    os.mkdir(base, 0o755, dir_fd=parent)
+                if self._owner is not None:
+                    os.chown(base, *self._owner, dir_fd=parent, follow_symlinks=False)
+            finally:
+                os.close(parent)
+            return kernel.open_at_root(self._view.root, path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def _make_room(self, parent: int, base: str, member: tarfile.TarInfo) -> bool:
+        try:
+            old = os.stat(base, dir_fd=parent, follow_symlinks=False)
+        except FileNotFoundError:
+            return True
+        was_directory = stat.S_ISDIR(old.st_mode)
+        if self._keep_type and was_directory != member.isdir():
+            kinds = ("directory", "non-directory") if was_directory else ("non-directory", "directory")
+            raise Invalid(f'cannot overwrite {kinds[0]} "{posixpath.join(self._path, member.name)}" with {kinds[1]} "{member.name}"')
+        if was_directory and not member.isdir():
+            _remove_tree(parent, base)
+        elif not was_directory:
+            os.unlink(base, dir_fd=parent)
+        return True
+
+    def _make(self, archive: tarfile.TarFile, member: tarfile.TarInfo, parent: int, base: str) -> None:
+        mode = member.mode & 0o7777
+        if member.isdir():
+            with suppress(FileExistsError):
+                os.mkdir(base, mode, dir_fd=parent)
+        elif member.issym():
+            os.symlink(member.linkname, base, dir_fd=parent)
+        elif member.islnk():
+            self._link(member, parent, base)
+        elif member.isfifo():
+            os.mkfifo(base, mode, dir_fd=parent)
+        elif member.ischr() or member.isblk():
+            kind = stat.S_IFCHR if member.ischr() else stat.S_IFBLK
+            os.mknod(base, mode | kind, os.makedev(member.devmajor, member.devminor), dir_fd=parent)
+        elif member.isfile():
+            content = archive.extractfile(member)
+            assert content is not None
+            fd = os.open(base, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
+            try:
+                while chunk := content.read(_CHUNK * 4):
+                    view = memoryview(chunk)
+                    while view:
+                        view = view[os.write(fd, view) :]
+            finally:
+                os.close(fd)
+        else:
+            raise Invalid(f'"{member.name}": unhandled tar header type {member.type!r}')
+
+    def _link(self, member: tarfile.TarInfo, parent: int, base: str) -> None:
+        target = posixpath.normpath(member.linkname.lstrip("/"))
+        if target == ".." or target.startswith("../"):
+            raise Invalid(f'invalid hardlink "{member.linkname}" -> "{member.name}"')
+        folder, name = posixpath.split(posixpath.join(self._path, target))
+        source = self._view.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.link(name, base, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+        finally:
+            os.close(source)
+
+    def _dress(self, member: tarfile.TarInfo, parent: int, base: str, name: str) -> None:
+        """Owner, attributes, mode and times, in the order in which none undoes another."""
+        if member.islnk():
+            return
+        uid, gid = self._owner or (member.uid, member.gid)
+        os.chown(base, uid, gid, dir_fd=parent, follow_symlinks=False)
+        if not member.issym():
+            fd = os.open(base, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                place = f"/proc/thread-self/fd/{fd}"
+                capability = member.pax_headers.get("SCHILY.xattr.security.capability")
+                if capability is not None:
+                    os.setxattr(place, "security.capability", capability.encode("utf-8", "surrogateescape"))
+                os.chmod(place, member.mode & 0o7777)
+            finally:
+                os.close(fd)
+        mtime = int(member.mtime * 10**9)
+        if member.isdir():
+            self._times.append((name, mtime))
+        else:
+            os.utime(base, ns=(mtime, mtime), dir_fd=parent, follow_symlinks=False)
+
+    def _set_time(self, name: str, mtime: int) -> None:
+        """Of a directory, after everything in it. Gone meanwhile: nothing to do."""
+        folder, base = posixpath.split(posixpath.join(self._path, name))
+        with suppress(FileNotFoundError):
+            parent = kernel.open_at_root(self._view.root, folder, os.O_PATH | os.O_DIRECTORY)
+            try:
+                os.utime(base, ns=(mtime, mtime), dir_fd=parent, follow_symlinks=False)
+            finally:
+                os.close(parent)
 
 
-def _blob(digest: str) -> str:
-    algorithm, _, hexadecimal = digest.partition(":")
-    return f"blobs/{algorithm}/{hexadecimal}"
-
-
-def _clean(name: bytes, *, keep: bool = False) -> str:
-    """`./a//b` -> `a/b`. With `keep`, a leading slash or `..` stays, to be resolved against where it was found."""
-    text = name.decode(errors="surrogateescape")
-    return posixpath.normpath(text) if keep else posixpath.normpath("/" + text).lstrip("/")
+def _remove_tree(parent: int, base: str) -> None:
+    """By descriptors: a link put in its place meanwhile is removed, not followed."""
+    fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        with os.scandir(fd) as entries:
+            listed = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        for name, directory in listed:
+            if directory:
+                _remove_tree(fd, name)
+            else:
+                os.unlink(name, dir_fd=fd)
+    finally:
+        os.close(fd)
+    os.rmdir(base, dir_fd=parent)

@@ -1,166 +1,118 @@
-"""`--change` of `docker import`: the instructions of a Dockerfile that only touch an image's config. Pure."""
+"""What a container has changed against its image: its own overlay directory compared with the layers below it. Blocks.
+
+A removed file is a character device 0/0 in the upper directory; a directory that was removed and made again is marked opaque.
+"""
 
 from __future__ import annotations
 
-import json
-import re
-import shlex
-from collections.abc import Callable, Sequence
-from typing import Any
+import os
+import stat
+from collections.abc import Collection, Iterator, Sequence
 
-from skep.clock import SECOND
-from skep.errors import Invalid
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h)")
-_UNITS = {"ns": 1, "us": 1000, "ms": 1_000_000, "s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND}
-_PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.IGNORECASE)
+MODIFIED, ADDED, DELETED = 0, 1, 2
+RUNTIMES_OWN = frozenset({"/dev", "/proc", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/mtab", "/sbin/docker-init"})
+"""Places that the runtime makes for what it mounts there: not the container's doing."""
+_OPAQUE = "trusted.overlay.opaque"
 
 
-def apply(changes: Sequence[str]) -> dict[str, Any]:
-    """The `config` of an image with these instructions. Raises Invalid with the instruction that is none."""
-    config: dict[str, Any] = {}
-    for change in changes:
-        for line in re.sub(r"\\\n", "", change).splitlines():
-            if not (text := line.strip()) or text.startswith("#"):
+def changes(upper: str, layers: Sequence[str], ignored: Collection[str] = RUNTIMES_OWN) -> list[tuple[int, str]]:
+    """Sorted by path. `layers`: topmost first."""
+    return sorted(_below(upper, list(layers), "", ignored), key=lambda change: change[1])
+
+
+def written(upper: str) -> int:
+    """Bytes of the regular files in the upper directory, each once."""
+    total, seen, pending = 0, set(), [upper]
+    while pending:
+        try:
+            entries = list(os.scandir(pending.pop()))
+        except FileNotFoundError:
+            continue
+        for entry in entries:
+            try:
+                found = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
                 continue
-            word, _, rest = text.partition(" ")
-            known = _INSTRUCTIONS.get(word.upper())
-            if known is None:
-                raise Invalid(
-                    f"{word.lower()} is not a valid change command" if word.upper() in _OTHERS else f"unknown instruction: {word}"
-                )
-            if not rest.strip():
-                raise Invalid(f"{word.upper()} requires at least one argument")
-            known(config, rest.strip())
-    return config
+            if stat.S_ISDIR(found.st_mode):
+                pending.append(entry.path)
+            elif stat.S_ISREG(found.st_mode) and found.st_ino not in seen:
+                seen.add(found.st_ino)
+                total += found.st_size
+    return total
 
 
-def _words(text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError:
-        raise Invalid(f"unexpected end of statement while looking for matching quote: {text}") from None
+def _below(folder: str, lowers: list[str], path: str, ignored: Collection[str]) -> Iterator[tuple[int, str]]:
+    """`lowers`: the directories of lower layers that this one lies over."""
+    names = set()
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        names.add(entry.name)
+        full = f"{path}/{entry.name}"
+        if full in ignored:
+            continue
+        found = entry.stat(follow_symlinks=False)
+        below = _lookup(lowers, entry.name)
+        if _whiteout(found):
+            if below:
+                yield DELETED, full
+            continue
+        if not stat.S_ISDIR(found.st_mode):
+            yield MODIFIED if below else ADDED, full
+            continue
+        folders = [one for one in below if stat.S_ISDIR(os.lstat(one).st_mode)]
+        opaque = _opaque(entry.path)
+        inside = list(_below(entry.path, [] if opaque else folders, full, ignored))
+        if not below:
+            yield ADDED, full
+        elif inside or opaque or not folders or _differs(found, os.lstat(folders[0]), any(own.startswith(f"{full}/") for own in ignored)):
+            yield MODIFIED, full
+        yield from inside
+        if opaque:
+            mine = set(os.listdir(entry.path))
+            yield from ((DELETED, f"{full}/{name}") for name in _visible(folders) - mine)
 
 
-def _array(text: str) -> list[str] | None:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return None
-    return found if isinstance(found, list) and all(isinstance(item, str) for item in found) else None
-
-
-def _command(text: str) -> list[str]:
-    return _array(text) or ["/bin/sh", "-c", text]
-
-
-def _pairs(text: str, what: str) -> list[tuple[str, str]]:
-    words = _words(text)
-    if "=" not in words[0]:
-        name, _, value = text.partition(" ")
-        if not value:
-            raise Invalid(f"{what} must have two arguments")
-        return [(name, value.strip())]
-    found = []
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise Invalid(f"Syntax error - can't find = in {word!r}. Must be of the form: name=value")
-        found.append((name, value))
+def _lookup(lowers: list[str], name: str) -> list[str]:
+    """Paths of what the lower layers show under a name: one file, or the directories that are merged."""
+    found: list[str] = []
+    for lower in lowers:
+        path = os.path.join(lower, name)
+        try:
+            status = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if _whiteout(status):
+            break
+        if not stat.S_ISDIR(status.st_mode):
+            return found or [path]
+        found.append(path)
+        if _opaque(path):
+            break
     return found
 
 
-def _env(config: dict[str, Any], text: str) -> None:
-    held = dict(item.partition("=")[::2] for item in config.get("Env", []))
-    config["Env"] = [f"{name}={value}" for name, value in {**held, **dict(_pairs(text, "ENV"))}.items()]
+def _visible(folders: list[str]) -> set[str]:
+    shown: set[str] = set()
+    hidden: set[str] = set()
+    for folder in folders:
+        for entry in os.scandir(folder):
+            if entry.name not in shown | hidden:
+                (hidden if _whiteout(entry.stat(follow_symlinks=False)) else shown).add(entry.name)
+    return shown
 
 
-def _label(config: dict[str, Any], text: str) -> None:
-    config.setdefault("Labels", {}).update(_pairs(text, "LABEL"))
+def _whiteout(status: os.stat_result) -> bool:
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
-def _cmd(config: dict[str, Any], text: str) -> None:
-    config["Cmd"] = _command(text)
+def _opaque(path: str) -> bool:
+    try:
+        return os.getxattr(path, _OPAQUE, follow_symlinks=False) == b"y"
+    except OSError:
+        return False
 
 
-def _entrypoint(config: dict[str, Any], text: str) -> None:
-    config["Entrypoint"] = _command(text)
-
-
-def _expose(config: dict[str, Any], text: str) -> None:
-    for word in _words(text):
-        match = _PORT.fullmatch(word)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if match is None or not 0 < first <= last < 65536:
-            raise Invalid(f"invalid containerPort: {word}")
-        for port in range(first, last + 1):
-            config.setdefault("ExposedPorts", {})[f"{port}/{(match[3] or 'tcp').lower()}"] = {}
-
-
-def _volume(config: dict[str, Any], text: str) -> None:
-    for path in _array(text) or _words(text):
-        config.setdefault("Volumes", {})[path] = {}
-
-
-def _workdir(config: dict[str, Any], text: str) -> None:
-    path = _words(text)[0]
-    config["WorkingDir"] = path if path.startswith("/") else f"{config.get('WorkingDir', '').rstrip('/')}/{path}"
-
-
-def _on_build(config: dict[str, Any], text: str) -> None:
-    config.setdefault("OnBuild", []).append(text)
-
-
-def _text(key: str) -> Callable[[dict[str, Any], str], None]:
-    def put(config: dict[str, Any], text: str) -> None:
-        words = _words(text)
-        if len(words) != 1:
-            raise Invalid(f"{key.upper()} requires exactly one argument")
-        config[key] = words[0]
-
-    return put
-
-
-def _healthcheck(config: dict[str, Any], text: str) -> None:
-    check: dict[str, Any] = {}
-    while match := re.match(r"--([a-z-]+)=(\S+)\s+", text):
-        key, value, text = match[1], match[2], text[match.end() :]
-        field = {"interval": "Interval", "timeout": "Timeout", "start-period": "StartPeriod", "start-interval": "StartInterval"}.get(key)
-        if field:
-            check[field] = _duration(value)
-        elif key == "retries" and value.isdigit():
-            check["Retries"] = int(value)
-        else:
-            raise Invalid(f"unknown flag: {key}")
-    kind, _, rest = text.partition(" ")
-    if kind.upper() == "NONE" and not rest:
-        check = {"Test": ["NONE"]}
-    elif kind.upper() == "CMD" and rest.strip():
-        array = _array(rest)
-        check["Test"] = ["CMD", *array] if array else ["CMD-SHELL", rest.strip()]
-    else:
-        raise Invalid(f"unknown type {kind!r} in HEALTHCHECK (try CMD)")
-    config["Healthcheck"] = check
-
-
-def _duration(text: str) -> int:
-    found = _DURATION.findall(text)
-    if not found or "".join(number + unit for number, unit in found) != text:
-        raise Invalid(f'time: invalid duration "{text}"')
-    return int(sum(float(number) * _UNITS[unit] for number, unit in found))
-
-
-_INSTRUCTIONS: dict[str, Callable[[dict[str, Any], str], None]] = {
-    "CMD": _cmd,
-    "ENTRYPOINT": _entrypoint,
-    "ENV": _env,
-    "EXPOSE": _expose,
-    "HEALTHCHECK": _healthcheck,
-    "LABEL": _label,
-    "ONBUILD": _on_build,
-    "STOPSIGNAL": _text("StopSignal"),
-    "USER": _text("User"),
-    "VOLUME": _volume,
-    "WORKDIR": _workdir,
-}
-_OTHERS = {"FROM", "RUN", "COPY", "ADD", "ARG", "MAINTAINER", "SHELL"}
+def _differs(mine: os.stat_result, theirs: os.stat_result, touched: bool) -> bool:
+    """`touched`: the runtime has made something in it, so its time says nothing."""
+    if (mine.st_mode, mine.st_uid, mine.st_gid) != (theirs.st_mode, theirs.st_uid, theirs.st_gid):
+        return True
+    return not touched and mine.st_mtime_ns != theirs.st_mtime_ns

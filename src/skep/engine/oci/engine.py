@@ -87,10 +87,10 @@ class OciEngine(Control, Contents):
         for found in await self._loop.run_in_executor(self._operations.outside, find, self._folders, self._clock):
             entry = Entry(found.stored)
             entry.made = True
-            entry.ready = found.mounted
             self._entries[entry.id] = entry
             self._names[found.stored.config.name] = entry.id
             if entry.running:
+                entry.ready = True
                 entry.paused = self._groups(entry).frozen()
                 self._watching.add(entry)
             elif found.unfinished:
@@ -276,7 +276,8 @@ class OciEngine(Control, Contents):
                 conmon.run(self._places, "delete", "--force", entry.id)
 
         def unmount() -> None:
-            bundle.unmount(self._folders, entry.id)
+            if not entry.viewers:
+                bundle.unmount(self._folders, entry.id)
             with suppress(OSError):
                 bundle.append(self._folders, entry.stored)
 

@@ -30,6 +30,8 @@ class Entry:
         """As the kernel says."""
         self.ready = False
         """The bundle is complete and the root file system mounted."""
+        self.viewers = 0
+        """Who looks at its files and needs them mounted."""
         self.pidfd = -1
         self.conmon_fd = -1
         self.waiting: list[AttachStreams] = []

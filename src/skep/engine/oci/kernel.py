@@ -6,6 +6,7 @@ A mount by system call costs 50 us; the `mount` program costs 1 ms and a fork. A
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat
 import struct
@@ -107,10 +108,20 @@ def open_in_root(root: str, path: str, flags: int = os.O_RDONLY) -> int:
     """Open a path as a process inside `root` would see it: links, also absolute ones, never lead out of it."""
     base = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
-        return _check(_libc.syscall(_OPENAT2, base, os.fsencode(path.lstrip("/") or "."), how, len(how)), path)
+        return open_at_root(base, path, flags)
     finally:
         os.close(base)
+
+
+def open_at_root(root: int, path: str, flags: int = os.O_RDONLY) -> int:
+    """The same for a root that is open."""
+    how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    while True:
+        try:
+            return _check(_libc.syscall(_OPENAT2, root, os.fsencode(path.lstrip("/") or "."), how, len(how)), path)
+        except OSError as error:
+            if error.errno != errno.EAGAIN:  # a rename meanwhile: the kernel could not be sure of a `..`
+                raise
 
 
 def read_in_root(root: str, path: str, limit: int = 1 << 20) -> str:
@@ -142,6 +153,20 @@ def make_directory_in_root(root: str, path: str) -> None:
                 os.mkdir(part, 0o755, dir_fd=fd)
             finally:
                 os.close(fd)
+
+
+def make_file_in_root(root: str, path: str) -> None:
+    """An empty file inside `root`, its directories too; what is there stays as it is."""
+    try:
+        os.close(open_in_root(root, path, os.O_PATH))
+    except FileNotFoundError:
+        folder, name = os.path.split(path)
+        make_directory_in_root(root, folder)
+        fd = open_in_root(root, folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=fd))
+        finally:
+            os.close(fd)
 
 
 def start_ticks(pid: int) -> int:

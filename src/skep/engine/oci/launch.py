@@ -64,8 +64,6 @@ def running(stored: Stored, pids: conmon.Launched, now: int, runtime: str) -> St
 
 class Found(NamedTuple):
     stored: Stored
-    mounted: bool
-    """Its root file system."""
     unfinished: bool
     """A start was under way and has been stopped: what the runtime has of it is to be deleted."""
 
@@ -85,7 +83,7 @@ def find(folders: Folders, clock: Clock) -> list[Found]:
         unfinished = now is stored and not (stored.started_at and stored.exit is None) and _stop_start(folders, id, starting)
         if now is not stored:
             bundle.append(folders, now)
-        found.append(Found(now, os.path.ismount(folders.rootfs(id)), unfinished))
+        found.append(Found(now, unfinished))
     for leftover in (folders.run / "x").iterdir():
         bundle.remove_tree(leftover)
     found.sort(key=lambda one: one.stored.created_at)
