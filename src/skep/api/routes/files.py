@@ -35,10 +35,18 @@ def _stat(stat: PathStat) -> str:
     return base64.b64encode(msgspec.json.encode(shown)).decode()
 
 
+async def _find_path(call: Call, path: str) -> PathStat:
+    """Raises NotFound, naming the container as it was asked for."""
+    id = find(call).config.id
+    try:
+        return await call.context.engine.stat_path(id, path)
+    except NotFound as error:
+        raise NotFound(error.text.replace(id, call.path["id"])) from None
+
+
 @ROUTES.add("HEAD", "/containers/{id}/archive")
 async def head(call: Call) -> web.StreamResponse:
-    path = _path(call)
-    found = await call.context.engine.stat_path(find(call).config.id, path)
+    found = await _find_path(call, _path(call))
     response = nothing()
     response.headers[STAT] = _stat(found)
     return response
@@ -48,7 +56,7 @@ async def head(call: Call) -> web.StreamResponse:
 async def read(call: Call) -> web.StreamResponse:
     path, container = _path(call), find(call)
     engine = call.context.engine
-    found = await engine.stat_path(container.config.id, path)
+    found = await _find_path(call, path)
     call.context.events.container("archive-path", container, {})
     return await _send(call, engine.read_archive(container.config.id, path), {STAT: _stat(found)})
 
