@@ -13,7 +13,7 @@ import pytest
 from engine_fixture import Bench, SystemClock, until
 
 from skep.clock import MILLISECOND, SECOND
-from skep.datapath.base import Place, Sandbox
+from skep.datapath.base import Place, Resolving, Sandbox
 from skep.engine.base import ExecConfig
 from skep.errors import SkepError
 from skep.model import spec as s
@@ -27,8 +27,10 @@ pytestmark = pytest.mark.root
 
 
 class NoNetwork(FakeDatapath):
-    async def attach(self, sandbox_id: str, places: tuple[Place, ...], sysctls: Mapping[str, str] | None = None) -> Sandbox:
-        await super().attach(sandbox_id, places, sysctls)
+    async def attach(
+        self, sandbox_id: str, places: tuple[Place, ...], sysctls: Mapping[str, str] | None = None, resolving: Resolving | None = None
+    ) -> Sandbox:
+        await super().attach(sandbox_id, places, sysctls, resolving)
         return Sandbox(id=sandbox_id, path="")
 
 
