@@ -1,4 +1,8 @@
-"""Not one request fails while a published service is updated and scaled: 200 new connections a second, from outside, at every node."""
+"""Not one request fails while a published service is updated and scaled: 200 new connections a second, from outside, at every node.
+
+What the service must bring: a health check, so that a task is sent requests once it listens, and a drain time (label `skep.drain`), so that
+those under way are answered before it is told to stop. Its server ends at once on SIGTERM.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from conftest import World
 from test_service import addresses
 
 RATE = 200
+STARTING = {"StartPeriod": 10_000_000_000, "StartInterval": 50_000_000}
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
@@ -98,6 +103,14 @@ def play(world: World, updates: int) -> Load:
     world.create(
         "lossless",
         2,
+        container={
+            "Healthcheck": {
+                "Test": ["CMD", "wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8080/"],
+                "Interval": 5_000_000_000,
+                **STARTING,
+            }
+        },
+        Labels={"skep.drain": "300ms"},
         UpdateConfig={"Parallelism": 1, "Order": "start-first", "Delay": 0, "Monitor": 100_000_000},
         EndpointSpec={"Ports": [{"Protocol": "tcp", "TargetPort": 8080, "PublishedPort": 8300, "PublishMode": "ingress"}]},
     )
