@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import subprocess
@@ -10,11 +11,31 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from netlab import Lab, Node, apply_all, ask, ask_udp, attach, bound, connect, endpoint, lab, line, network, ping, service, within
+from netlab import (
+    Lab,
+    Node,
+    SystemClock,
+    apply_all,
+    ask,
+    ask_udp,
+    attach,
+    bound,
+    connect,
+    endpoint,
+    lab,
+    line,
+    network,
+    ping,
+    service,
+    within,
+)
 
 from skep.datapath import netlink, netns
 from skep.datapath.base import HostPort, LocalNetwork, LocalState, Place
-from skep.errors import Conflict, Invalid, NotFound
+from skep.datapath.router import host_networks
+from skep.errors import Conflict, Forbidden, Invalid, NotFound
+from skep.model.spec import IPAMConfig
+from skep.node.networks import Networks
 
 pytestmark = pytest.mark.root
 CLIENT = "192.168.77.99"
@@ -486,3 +507,70 @@ def test_what_is_lost_in_the_kernel_is_mended(one: tuple[Lab, Node]) -> None:
     assert netns.pinned(node.run_root / "router")
     with netlink.Socket() as here:
         assert not here.index(node.datapath._router.link), "nothing of it is in this machine's own namespace"
+
+
+def test_when_everything_is_flushed_a_comparison_brings_ours_back(one: tuple[Lab, Node]) -> None:
+    it, node = one
+    put(it, node, "c", (RED, 2))
+    ports = (HostPort(target=80, published=8080), HostPort(target=80, published=8081, address="127.0.0.1"))
+    node.run(node.datapath.publish("c", "172.18.0.2", ports))
+    shell(node.path, "nft", "flush", "ruleset")
+    refused(it.client, node.address, 8080)
+    shell(node.run_root / "router", "nft", "flush", "ruleset")
+    assert node.run(node.datapath.compare())
+    assert ask(it.client, node.address, 8080) == ("c", CLIENT)
+    assert ask(node.path, "127.0.0.1", 8081) == ("c", RED.gateway)
+    refused(it.client, "172.18.0.2")
+
+
+def test_networks_made_by_the_user(one: tuple[Lab, Node]) -> None:
+    """From the record on disk to the wire, and over a restart and a reboot."""
+    it, node = one
+    folder = it.folder / "networks"
+
+    def networks() -> Networks:
+        name = node.datapath._router.name
+        made = Networks(folder, node.datapath, SystemClock(), random.Random(), host=lambda: host_networks(name))
+        node.run(made.start_up())
+        return made
+
+    async def begin(kept: Networks, reference: str, name: str) -> str:
+        network = kept.get(reference)
+        assert network is not None
+        place = await kept.reserve(network.id, name, names=(name,))
+        await node.datapath.attach(name, (Place(network_id=network.id, address=place.address, gateway=place.gateway, mac=place.mac),))
+        return place.address.partition("/")[0]
+
+    shell(node.path, "ip", "link", "add", "docker0", "type", "bridge")
+    shell(node.path, "ip", "addr", "add", "172.17.0.1/16", "dev", "docker0")
+    kept = networks()
+    assert [n.subnet for n in kept.state().networks.values()] == ["172.18.0.0/16"], "what another engine has is left to it"
+    mine = node.run(kept.create("mine"))
+    assert mine.ipam[0].subnet == "172.19.0.0/16"
+    first, second = (node.run(begin(kept, "mine", name)) for name in ("first", "second"))
+    alone = node.run(begin(kept, "bridge", "alone"))
+    it.serve(node.sandbox("second"), 80, "second")
+    assert ask(node.sandbox("first"), second, 80) == ("second", first)
+    refused(node.sandbox("alone"), second)
+    assert alone == "172.18.0.2" and ask(node.sandbox("alone"), CLIENT, 90) == ("client", node.address)
+    with pytest.raises(Forbidden, match="Pool overlaps with other one on this address space: this host has an address in 192.168.77.0/24"):
+        node.run(kept.create("lan", ipam=(IPAMConfig(subnet="192.168.77.0/24"),)))
+    restarted(node)
+    again = networks()
+    assert {n.name for n in again.all()} == {n.name for n in kept.all()}
+    assert ask(node.sandbox("first"), second, 80) == ("second", first)
+    assert {e.sandbox_id for e in again.endpoints(mine.id)} == {"first", "second"}
+    node.run(node.datapath.destroy())
+    node.run(node.datapath.start_up())
+    last = networks()
+    assert last.endpoints(mine.id) == []
+    node.run(begin(last, "mine", "third"))
+    it.serve(node.sandbox("third"), 80, "third")
+    node.run(begin(last, "mine", "fourth"))
+    assert ask(node.sandbox("fourth"), last.endpoints_of("third")[0].address.partition("/")[0], 80)[0] == "third"
+    for name in ("third", "fourth"):
+        node.run(node.datapath.detach(name))
+        node.run(last.release(name))
+    node.run(last.remove("mine"))
+    assert "172.19" not in shell(node.path, "ip", "route") + shell(node.path, "nft", "list", "ruleset")
+    assert "172.19" not in shell(node.run_root / "router", "nft", "list", "ruleset") + shell(node.run_root / "router", "ip", "addr")

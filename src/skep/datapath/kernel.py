@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterable, Set
+from collections.abc import Iterable
 
 from skep.datapath import netlink, netns
 from skep.datapath.conntrack import forget_udp
@@ -54,18 +54,11 @@ class Kernel:
         router.host.send([self._host_route(f, delete=True) for f in change.remove if isinstance(f, HostRoute)])
         router.net.send([self._message(f, delete=True) for f in change.remove if not isinstance(f, Vxlan | HostRoute)])
         self._delete_links(f.link for f in change.remove if isinstance(f, Vxlan))
-        if change.forget:
+        if change.forget or change.ports:
             with netns.entered(router.fd):
-                forget_udp(change.forget)
+                forget_udp(change.forget, change.ports)
             # a port at one address is translated by the host itself
-            forget_udp(change.forget)
-
-    def forget_flows_to(self, ports: Set[int]) -> None:
-        """UDP flows that began before these ports were published."""
-        if ports:
-            forget_udp((), ports)
-            with netns.entered(self._router.fd):
-                forget_udp((), ports)
+            forget_udp(change.forget, change.ports)
 
     def revive(self, addresses: Iterable[str]) -> None:
         """Addresses that were declared dead are not ours any more."""
