@@ -14,6 +14,7 @@ two pulls of it one: who comes second finds it there, or tries itself where the 
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import shutil
@@ -33,7 +34,7 @@ from skep.engine.oci.partial import Partials
 from skep.engine.oci.registry import Registry
 from skep.engine.oci.tarsplit import joined
 from skep.engine.oci.transport import ConnectionFailed
-from skep.engine.oci.unpack import MAX_UNPACKED, WrongDigest, unpack
+from skep.engine.oci.unpack import MAX_UNPACKED, TooMuch, WrongDigest, shortage, unpack
 from skep.errors import SkepError
 
 PARALLEL = 3
@@ -224,6 +225,8 @@ class Layers:
                 self._link(name)
             return made.diff_id
         except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise TooMuch(f"{shortage(self._layers) or 'no space left'} for the layer on {self._layers}") from None
             raise SkepError(f"the layer cannot be kept: {(error.strerror or str(error)).lower()}: {self._layers}") from None
         finally:
             shutil.rmtree(making, ignore_errors=True)

@@ -83,8 +83,10 @@ class Partials:
                 async for chunk in rest:
                     if file is not None:
                         try:
-                            await loop.run_in_executor(self._executor, file.write, chunk)
+                            written = await loop.run_in_executor(self._executor, file.write, chunk)
                         except OSError:
+                            written = 0
+                        if written != len(chunk):
                             # no room for it twice: then without
                             file.close()
                             file = None

@@ -51,7 +51,7 @@ async def load(data: AsyncIterator[bytes], folder: Path, layers: Layers, wanted:
     """The lines Docker shows. Raises Invalid, NotFound or SkepError; images before the bad one stay."""
     loop, executor = asyncio.get_running_loop(), layers.executor
     with await loop.run_in_executor(executor, _spool_file, folder) as file:
-        await _spool(data, file, executor)
+        await _spool(data, file, folder, executor)
         archive = await loop.run_in_executor(executor, Archive, file)
         images = await loop.run_in_executor(executor, archive.images, wanted)
         lines: list[str] = []
@@ -62,12 +62,13 @@ async def load(data: AsyncIterator[bytes], folder: Path, layers: Layers, wanted:
 
 def _spool_file(folder: Path) -> BinaryIO:
     """Without a name: gone with its last user, also after a kill."""
-    return tempfile.TemporaryFile(dir=folder, prefix="load-")  # noqa: SIM115
+    return tempfile.TemporaryFile(dir=folder, prefix="load-", buffering=0)  # noqa: SIM115
 
 
 class _Spool:
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, folder: Path) -> None:
         self._file = file
+        self._folder = folder
         self._decompressor: Decompressor | None = None
         self._head = b""
         self._next_look = self._size = 0
@@ -85,25 +86,25 @@ class _Spool:
         if self._decompressor is None:
             raise Invalid("unexpected EOF")
         self._decompressor.finish()
-        self._file.flush()
 
     def _write(self, piece: bytes) -> None:
         self._size += len(piece)
         if self._size > MAX_UNPACKED:
             raise TooMuch(f"the archive unpacks to more than {MAX_UNPACKED} bytes")
         if self._size >= self._next_look:
-            disk = f"/proc/self/fd/{self._file.fileno()}"
-            if reason := shortage(Path(disk)):
-                raise TooMuch(f"{reason} for the archive on {Path(os.readlink(disk)).parent}")
             self._next_look = self._size + LOOK_EVERY
+            if reason := shortage(self._folder):
+                raise TooMuch(f"{reason} for the archive on {self._folder}")
+        view = memoryview(piece)
         try:
-            self._file.write(piece)
+            while view:
+                view = view[self._file.write(view) :]
         except OSError as error:
-            raise TooMuch(f"{(error.strerror or str(error)).lower()} for the archive") from None
+            raise TooMuch(f"{shortage(self._folder) or (error.strerror or str(error)).lower()} for the archive on {self._folder}") from None
 
 
-async def _spool(data: AsyncIterator[bytes], file: BinaryIO, executor: Executor) -> None:
-    loop, spool = asyncio.get_running_loop(), _Spool(file)
+async def _spool(data: AsyncIterator[bytes], file: BinaryIO, folder: Path, executor: Executor) -> None:
+    loop, spool = asyncio.get_running_loop(), _Spool(file, folder)
     async for chunk in data:
         await _settled(loop.run_in_executor(executor, spool.feed, chunk))
     await _settled(loop.run_in_executor(executor, spool.finish))

@@ -134,7 +134,7 @@ def _space(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TooMuch(f"{(error.strerror or str(error)).lower()} for the layer on {root}") from None
+        raise TooMuch(f"{shortage(root) or (error.strerror or str(error)).lower()} for the layer on {root}") from None
 
 
 async def unpack(
