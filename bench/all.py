@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ORDER = ("store", "plan_schedule", "link", "api", "cli_cpu", "datapath", "images", "containers", "cluster")
+ORDER = ("store", "plan_schedule", "link", "api", "cli_cpu", "datapath", "dns", "images", "containers", "cluster")
 
 
 def main(wanted: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skep.datapath.base import LocalName, LocalNetwork, LocalState, Resolving, Snapshot
-from skep.datapath.names import Answer, Facts, Fate, look_up, plain, tables, told, view_of
+from skep.datapath.names import Answer, Fate, look_up, view_of
+from skep.datapath.tables import Facts, Table, plain, tables, told
 from skep.model.assignment import DiscoveryItem, EndpointItem, NetworkItem
 from skep.model.network import Network
 from skep.model.spec import IPAMConfig, NetworkSpec
@@ -248,20 +250,27 @@ locals_ = st.builds(
 def test_changes_one_by_one_lead_where_the_whole_leads(steps: list[Snapshot | LocalState]) -> None:
     facts, before, state = Facts(), Snapshot(), LocalState()
     for step in steps:
-        tables_before = dict(facts.tables)
+        tables_before = contents(facts.tables)
         if isinstance(step, LocalState):
             touched, state = facts.change_local(step), step
         else:
             old, new = told(before), told(step)
             put = [item for key, item in new.items() if old.get(key) != item]
             touched, before = facts.change(put, old.keys() - new.keys()), step
-        assert facts.tables == tables(before, state)
-        for id in facts.tables.keys() | tables_before.keys():
-            assert id in touched or facts.tables.get(id) == tables_before.get(id)
+        now = contents(facts.tables)
+        assert now == contents(tables(before, state))
+        for id in now.keys() | tables_before.keys():
+            assert id in touched or now.get(id) == tables_before.get(id)
         again = Facts()
         again.change(facts.items(), whole=True)
         again.change_local(state)
-        assert again.tables == facts.tables
+        assert contents(again.tables) == now
+        facts.change(told(before).values(), whole=True)
+        assert contents(facts.tables) == now
+
+
+def contents(tables: Mapping[str, Table]) -> dict[str, Any]:
+    return {id: table.contents() for id, table in tables.items()}
 
 
 @settings(max_examples=300, deadline=None)

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from skep.datapath.base import LocalState, Resolving
-from skep.datapath.names import Told
+from skep.datapath.tables import Told
 
 SOCKET, LOG, STATE, LOCAL, SANDBOXES = "control.sock", "log", "state", "local", "sandboxes"
 """What is in the resolver's folder."""
@@ -111,7 +111,7 @@ def identity() -> str:
     return f"{release}-{zlib.crc32(repr(sums).encode()):08x}"
 
 
-_MODULES = ("base.py", "dns.py", "names.py", "orders.py", "sockets.py", "upstream.py", "serving.py", "resolver.py")
+_MODULES = ("base.py", "dns.py", "names.py", "tables.py", "orders.py", "sockets.py", "upstream.py", "serving.py", "resolver.py")
 
 
 def packed(message: Any | Done) -> bytes:

@@ -2,7 +2,7 @@
 
 It answers at 127.0.0.11 in every container of the node, from what it was told last, whether or not skepd runs. Orders come by a socket in
 the folder (skep.datapath.orders) and are answered when they are carried out. What it was told is kept beside the socket, in files that
-are whole at any moment, so that another process begins where this one was killed: containers at once, the cluster's names within SAVE.
+are whole at any moment, so that another process begins where this one was killed: containers at once, the cluster's names after SAVE.
 
 SIGTERM: another one has taken over; end when those who have asked are answered. See docs/discovery.md.
 """
@@ -25,14 +25,15 @@ import msgspec
 
 from skep.datapath import netns, orders, sockets
 from skep.datapath.base import LocalState
-from skep.datapath.names import Answer, View, look_up, plain
+from skep.datapath.names import Answer, View, look_up
 from skep.datapath.serving import Place, World
+from skep.datapath.tables import plain
 from skep.datapath.upstream import Upstream
 from skep.errors import SkepError
 
 log = logging.getLogger("skep.resolver")
-SAVE = 0.2
-"""Seconds from a change of the cluster's names to the file."""
+SAVE = 1.0
+"""Seconds from a change of the cluster's names to the file. It counts only when skepd is away too: it tells a new one everything."""
 AT_ONCE = 32
 """Containers asked at a time in a check."""
 LINGER, LAST_ANSWERS = 0.3, 5.0

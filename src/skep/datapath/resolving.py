@@ -25,8 +25,8 @@ import msgspec
 
 from skep.datapath import orders
 from skep.datapath.base import LocalState, Resolving, Sandbox, Snapshot
-from skep.datapath.names import Told, told
 from skep.datapath.resolver_process import END_PATIENCE, PATIENCE, Gone, Line, connected, last_words, readable, started
+from skep.datapath.tables import Told, told
 from skep.errors import SkepError
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,10 @@ from contextlib import suppress
 from typing import Any
 
 from skep.datapath import dns, sockets
-from skep.datapath.names import Facts, Fate, View, look_up, view_of
+from skep.datapath.names import Fate, View, look_up, view_of
 from skep.datapath.orders import Serve
 from skep.datapath.sockets import Sockets
+from skep.datapath.tables import Facts
 from skep.datapath.upstream import Upstream, exactly
 
 log = logging.getLogger("skep.resolver")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from skep.datapath.base import LocalState, Resolving, Sandbox, Snapshot
-from skep.datapath.names import Answer, Facts, look_up, plain, told, view_of
+from skep.datapath.names import Answer, look_up, view_of
+from skep.datapath.tables import Facts, plain, told
 from skep.errors import SkepError
 
 
