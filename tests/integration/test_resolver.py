@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -425,3 +426,23 @@ def test_a_sandbox_that_is_not_there_is_an_error(world: NamesWorld) -> None:
 def test_only_its_owner_may_give_orders(world: NamesWorld) -> None:
     assert (world.names.folder / "control.sock").stat().st_mode & 0o777 == 0o600
     assert world.names.folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_libc_finds_names_and_waits_for_a_resolver_that_is_replaced(world: NamesWorld, box: Path) -> None:
+    """getent in the container's namespace, with the file that containers have."""
+    file = world.folder / "container.conf"
+    file.write_text("nameserver 127.0.0.11\nsearch example.org\noptions ndots:0 timeout:1\n")
+
+    def getent(name: str) -> list[str]:
+        script = f"mount --bind {file} /etc/resolv.conf && exec getent ahostsv4 {name}"
+        done = within(box, lambda: subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False))
+        return sorted({line.split()[0] for line in done.stdout.splitlines()})
+
+    assert getent("web") == ["10.0.1.2"]
+    assert getent("tasks.web") == ["10.0.1.11", "10.0.1.12"]
+    assert getent("box") == ["10.0.1.31"]
+    world.elsewhere(named)
+    assert getent("example.org") == ["192.0.2.1"]
+    assert getent("nothing") == []
+    os.kill(world.pid, signal.SIGKILL)
+    assert getent("web") == ["10.0.1.2"]
