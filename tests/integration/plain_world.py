@@ -115,7 +115,7 @@ async def serve(folder: Path) -> None:
     await node.oci.shut_down()
 
 
-async def import_image(node: Node) -> None:
+def image_layer() -> bytes:
     files: dict[str, Entry] = {"bin/busybox": program(Path(BUSYBOX).read_bytes())}
     for applet in subprocess.check_output([BUSYBOX, "--list"], text=True).split():
         if applet != "busybox":
@@ -130,9 +130,14 @@ async def import_image(node: Node) -> None:
         "seeded": directory(),
         "seeded/file": text("from the image\n"),
     }
+    return layer(files)
+
+
+async def import_image(node: Node) -> None:
+    whole = await asyncio.to_thread(image_layer)
 
     async def data() -> Any:
-        yield layer(files)
+        yield whole
 
     changes = ['CMD ["sh"]', "ENV FROM_IMAGE=yes", "LABEL of=image", "EXPOSE 80/tcp"]
     await node.engine.images.import_archive(data(), reference=IMAGE, changes=changes)
@@ -156,12 +161,34 @@ class World:
         self.socket = self.folder / "s.sock"
         self.docker_program = shutil.which("docker") or ""
         self.log = self.folder / "log"
-        self.holder = subprocess.Popen(
-            ["unshare", "-n", "-m", "sh", "-c", "ip link set lo up; echo; exec sleep infinity"], stdout=subprocess.PIPE
-        )
-        assert self.holder.stdout is not None
-        self.holder.stdout.readline()
+        self.holder = self._hold()
         self.daemon: subprocess.Popen[bytes] | None = None
+
+    def _hold(self) -> subprocess.Popen[bytes]:
+        """The process whose namespaces are the node's."""
+        script = "ip link set lo up; echo; exec sleep infinity"
+        holder = subprocess.Popen(["unshare", "-n", "-m", "sh", "-c", script], stdout=subprocess.PIPE)
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        holder.stdout.close()
+        return holder
+
+    def reboot(self) -> None:
+        """All processes end at once, run state and namespaces are gone; then the daemon starts."""
+        self.stop(signal.SIGKILL)
+        self._kill_all()
+        shutil.rmtree(self.folder / "r", ignore_errors=True)
+        self.holder = self._hold()
+        self.start()
+
+    def _kill_all(self) -> None:
+        while left := self.left():
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+        self.holder.kill()
+        self.holder.wait()
 
     def inside(self, *argv: str) -> list[str]:
         """The command that runs something as the node's host would."""
@@ -229,11 +256,7 @@ class World:
             if self.daemon is not None and (ids := self.out("ps", "-aq").split()):
                 self.docker("rm", "-f", *ids)
         self.stop()
-        for pid in self.left():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.holder.kill()
-        self.holder.wait()
+        self._kill_all()
         bundle.remove_cgroups(self.folder.name)
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -25,6 +25,7 @@ def world() -> Iterator[World]:
         if not found.docker_program:
             pytest.skip("no docker command")
         found.docker("network", "create", "--subnet", "10.66.0.0/24", "net1")
+        found.docker("network", "create", "net2")
         found.docker("run", "-d", "--name", "other", "--network", "net1", "--ipc", "shareable", "-v", "/shared", "box:1", "sleep", "1000")
         yield found
 
@@ -38,7 +39,7 @@ FLAGS: list[tuple[str, str, str, str, Any]] = [
     ("--add-host me:host-gateway", "cat /etc/hosts", r"172\.17\.0\.1\tme\n", "HostConfig.ExtraHosts", ["me:host-gateway"]),
     ("--annotation a=b", "", "", "", "skep does not pass annotations"),
     ("--blkio-weight 300", "true", "", "HostConfig.BlkioWeight", 300),
-    ("--cap-add NET_ADMIN", "ip link add d0 type dummy && echo can", r"can", "HostConfig.CapAdd", ["CAP_NET_ADMIN"]),
+    ("--cap-add NET_ADMIN", "ip addr add 192.0.2.9/32 dev lo && echo can", r"can", "HostConfig.CapAdd", ["CAP_NET_ADMIN"]),
     ("--cap-add nosuch", "", "", "", 'unknown capability: "CAP_NOSUCH"'),
     ("--cap-drop ALL", STATUS, r"CapBnd:\t0000000000000000", "HostConfig.CapDrop", ["ALL"]),
     ("--cgroup-parent /%CG%x", "cat /proc/1/cgroup", r"/%CG%x/", "HostConfig.CgroupParent", "/%CG%x"),
@@ -71,7 +72,7 @@ FLAGS: list[tuple[str, str, str, str, Any]] = [
     ("--ip6 fd00::5 --network net1", "", "", "", "skep gives containers IPv4 addresses only"),
     ("--link-local-ip 169.254.1.1 --network net1", "", "", "", "skep gives containers IPv4 addresses only"),
     ("--network name=net1,driver-opt=a=b", "", "", "", "skep knows no driver options of endpoints: a"),
-    ("--network net1 --network bridge", "ls /sys/class/net | wc -l", r"^3", "NetworkSettings.Networks.bridge.IPPrefixLen", 0),
+    ("--network net1 --network net2", "ls /sys/class/net | wc -l", r"^3", "NetworkSettings.Networks.net2.GwPriority", 0),
     ("--platform linux/amd64", "true", "", "Platform", "linux"),
     ("--init", "cat /proc/1/cmdline", r"init", "HostConfig.Init", True),
     ("-i", "true", "", "Config.OpenStdin", True),

@@ -352,3 +352,64 @@ def test_the_daemon_is_killed_and_everything_is_as_it_was(world: World) -> None:
     assert world.inspect("byhand")["State"]["Status"] == "exited"
     assert world.docker("run", "--rm", "--network", "n1", "box:1", "ping", "-c1", "-W2", "on", check=False).returncode == 0
     world.docker("rm", "-f", "on")
+
+
+def test_after_a_reboot_policies_start_what_they_should(world: World) -> None:
+    world.docker("network", "create", "n1")
+    world.docker("run", "-d", "--name", "always", "--restart", "always", "--network", "n1", "-p", "8091:80", "box:1", "sleep", "100")
+    world.docker("run", "-d", "--name", "stopped", "--restart", "always", "box:1", "sleep", "100")
+    world.docker("run", "-d", "--name", "unless", "--restart", "unless-stopped", "box:1", "sleep", "100")
+    world.docker("run", "-d", "--name", "byhand", "--restart", "unless-stopped", "box:1", "sleep", "100")
+    world.docker("run", "-d", "--name", "plain", "box:1", "sleep", "100")
+    world.docker("run", "-d", "--name", "auto", "--rm", "-v", "/anon", "box:1", "sleep", "100")
+    world.docker("create", "--name", "never", "--restart", "always", "box:1", "sleep", "100")
+    world.docker("exec", "always", "touch", "/kept")
+    world.docker("stop", "-t", "0", "stopped", "byhand")
+    world.reboot()
+    world.until(lambda: "Up" in world.out("ps", "-a", "--filter", "name=always", "--format", "{{.Status}}"), "always runs again")
+    world.until(lambda: world.inspect("unless")["State"]["Status"] == "running", "unless-stopped runs again")
+    world.until(lambda: world.inspect("stopped")["State"]["Status"] == "running", "always forgets at a boot that it was stopped")
+    world.until(lambda: "auto" not in world.out("ps", "-a", "--format", "{{.Names}}").split(), "--rm")
+    states = {name: world.inspect(name)["State"]["Status"] for name in ("byhand", "plain", "never")}
+    assert states == {"byhand": "exited", "plain": "exited", "never": "created"}
+    assert "not known" in world.inspect("plain")["State"]["Error"]
+    assert world.out("exec", "always", "ls", "/kept") == "/kept"
+    assert world.inspect("always")["NetworkSettings"]["Ports"]["80/tcp"] == [{"HostIp": "0.0.0.0", "HostPort": "8091"}]
+    assert world.docker("run", "--rm", "--network", "n1", "box:1", "ping", "-c1", "-W2", "always", check=False).returncode == 0
+
+
+def test_changes_while_it_runs(world: World) -> None:
+    world.docker("run", "-d", "--name", "up1", "box:1", "sleep", "100")
+    world.docker("update", "--memory", "64m", "--memory-swap", "64m", "--cpus", "0.5", "--pids-limit", "40", "up1")
+    host = world.inspect("up1")["HostConfig"]
+    assert (host["Memory"], host["MemorySwap"], host["NanoCpus"], host["PidsLimit"]) == (64 << 20, 64 << 20, 500_000_000, 40)
+    limit = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null"
+    assert world.docker("exec", "up1", "sh", "-c", limit, check=False).stdout.strip() == str(64 << 20)
+    refused = world.docker("update", "--memory", "128m", "up1", check=False)
+    assert refused.returncode == 1 and "memoryswap" in refused.stderr
+    world.docker("restart", "-t", "0", "up1")
+    assert world.docker("exec", "up1", "sh", "-c", limit, check=False).stdout.strip() == str(64 << 20)
+
+
+def test_health(world: World) -> None:
+    check = ("--health-interval", "100ms", "--health-retries", "2", "--health-cmd", "test -e /ok || { echo no; exit 1; }")
+    world.docker("run", "-d", "--name", "he", *check, "box:1", "sleep", "100")
+    world.until(lambda: "(unhealthy)" in world.out("ps", "--format", "{{.Status}}"), "it is unhealthy")
+    health = world.inspect("he")["State"]["Health"]
+    assert health["FailingStreak"] >= 2 and health["Log"][-1]["Output"] == "no\n" and health["Log"][-1]["ExitCode"] == 1
+    assert world.out("ps", "-q", "--filter", "health=unhealthy")
+    world.docker("exec", "he", "touch", "/ok")
+    world.until(lambda: world.inspect("he")["State"]["Health"]["Status"] == "healthy", "it is healthy")
+    world.stop(signal.SIGKILL)
+    world.start()
+    assert world.inspect("he")["State"]["Health"]["Status"] == "healthy"
+    world.docker("exec", "he", "rm", "/ok")
+    world.until(lambda: world.inspect("he")["State"]["Health"]["Status"] == "unhealthy", "it is checked after a restart of the daemon too")
+
+
+def test_a_client_that_waits_for_the_end_is_told(world: World) -> None:
+    world.docker("run", "-d", "--name", "wt", "box:1", "sh", "-c", "sleep 0.5; exit 8")
+    assert world.out("wait", "wt") == "8" and world.out("wait", "wt") == "8"
+    assert world.api("POST", "/containers/wt/wait?condition=bogus")[0] == 400
+    world.docker("run", "-d", "--name", "wr", "--rm", "box:1", "sh", "-c", "sleep 0.5; exit 9")
+    assert world.api("POST", "/containers/wr/wait?condition=removed") == (200, {"StatusCode": 9})

@@ -38,6 +38,7 @@ from skep.node.plain_config import (
 from skep.node.plain_ends import Ends
 from skep.node.plain_place import Placed, Places
 from skep.node.plain_spec import build, merged, normal
+from skep.node.restart import again
 from skep.node.volumes import Volumes
 
 STOP_TIMEOUT = 10
@@ -158,7 +159,8 @@ class Plain(Ends):
         container = self.find(reference)
         id = container.config.id
         async with self._locked(id) as (container, record):
-            waiting = self._cancel_restart(id)
+            waiting = self.is_restarting(id)
+            self._cancel_restart(id)
             if not record.stopped and (container.running or waiting):
                 await self._keep(id, msgspec.structs.replace(record, stopped=True, due=0))
             if not container.running:
@@ -356,13 +358,22 @@ class Plain(Ends):
         return self._health.get(id)
 
     def is_restarting(self, id: str) -> bool:
-        """It has ended, and its policy starts it again in a while."""
-        return id in self._due
+        """It has ended, and its policy starts it again in a while (also while it is about to say so)."""
+        if id in self._due:
+            return True
+        if id not in self._placed and id not in self._ending:
+            return False
+        container = self._engine.get(id)
+        record = record_of(container.config) if container is not None else None
+        if container is None or record is None or container.exit is None or id in self._restarted:
+            return False
+        policy = record.host.restart_policy
+        return not record.host.auto_remove and again(policy, container.exit, stopped=record.stopped, restarts=record.restarts)
 
     async def settled(self, id: str) -> Exit:
         """Until it has ended and is not started again by its policy; at once if that is so."""
         container = self.find(id)
-        if not container.running and not self.is_restarting(id):
+        if not (container.running or self.is_restarting(id) or id in self._placed or id in self._ending):
             return container.exit or Exit(code=0, at=0)
         future: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._waiters.setdefault(container.config.id, []).append(future)

@@ -14,7 +14,7 @@ import msgspec
 
 from skep.clock import Clock
 from skep.engine.base import Container, Engine, Exit
-from skep.errors import Invalid, NotFound, SkepError
+from skep.errors import Invalid, NotFound, SkepError, Unavailable
 from skep.node import plain_mounts, restart
 from skep.node.health import Health, Probe, probe_of, watch
 from skep.node.plain_config import Point, Record, extra_of, record_of
@@ -39,6 +39,8 @@ class Ends:
         self._due: dict[str, int] = {}
         """Containers that their policy starts again, and when."""
         self._pending: dict[str, asyncio.Task[None]] = {}
+        self._ending: set[str] = set()
+        """Containers whose end is being dealt with: it is not yet said whether they are started again."""
         self._restarted: set[str] = set()
         """Their end is part of `restart`: nothing is to happen by itself."""
         self._health: dict[str, Health] = {}
@@ -75,10 +77,7 @@ class Ends:
             id = container.config.id
             if container.running:
                 self._placed.add(id)
-                try:
-                    await self.places.adopt(container, record)
-                except SkepError as error:
-                    log.warning("container %s: its place on a network could not be made known again: %s", id[:12], error.text)
+                await self.places.adopt(container, record)
                 continue
             if id in sandboxes or record.ports or any(one.address for one in record.joined):
                 self._placed.add(id)
@@ -101,6 +100,7 @@ class Ends:
                 while True:
                     action, id, ended = await queue.get()
                     if action == "die" and ended is not None:
+                        self._ending.add(id)
                         self._spawn(self._ended(id, ended), id)
                     elif action == "destroy":
                         self._forget(id)
@@ -131,6 +131,7 @@ class Ends:
         id = container.config.id
         if container.running:
             self._begin_checks(container, record, record.health)
+            self._spawn(self.places.adopt_attached(container, record, self._clock), id)
         elif id in self._due:
             self._restart_later(id, self._due[id])
         elif record.host.auto_remove and container.exit is not None:
@@ -175,6 +176,7 @@ class Ends:
                 await self._remove(container, record, volumes=True)
             else:
                 await self._keep(id, msgspec.structs.replace(record, error=raised.text, error_code=code, due=0))
+                self._settle(id, Exit(code=code, at=self._clock.now(), error=raised.text))
         return raised
 
     def _tell_places(self, container: Container, record: Record, network: str, volume: str) -> None:
@@ -201,23 +203,29 @@ class Ends:
 
     async def _ended(self, id: str, ended: Exit) -> None:
         """It has ended: give back its place, then remove it, or start it again, or leave it."""
-        async with self._lock(id):
-            container = self._engine.get(id)
-            record = record_of(container.config) if container is not None else None
-            if container is None or record is None or container.running or id in self._restarted or id in self._due:
-                return
-            await self._clean(id)
-            ended = container.exit or ended
-            if record.host.auto_remove:
-                await self._remove(container, record, volumes=True)
-            elif restart.again(record.host.restart_policy, ended, stopped=record.stopped, restarts=record.restarts):
-                delay = restart.next_delay(record.delay, ended.at - container.started_at)
-                due = self._clock.now() + delay
-                record = self._record(self._engine.get(id) or container)
-                await self._keep(id, msgspec.structs.replace(record, restarts=record.restarts + 1, delay=delay, due=due))
-                self._restart_later(id, due)
-            else:
-                self._settle(id, ended)
+        try:
+            async with self._lock(id):
+                await self._after(id, ended)
+        finally:
+            self._ending.discard(id)
+
+    async def _after(self, id: str, ended: Exit) -> None:
+        container = self._engine.get(id)
+        record = record_of(container.config) if container is not None else None
+        if container is None or record is None or container.running or id in self._restarted or id in self._due:
+            return
+        await self._clean(id)
+        ended = container.exit or ended
+        if record.host.auto_remove:
+            await self._remove(container, record, volumes=True)
+        elif restart.again(record.host.restart_policy, ended, stopped=record.stopped, restarts=record.restarts):
+            delay = restart.next_delay(record.delay, ended.at - container.started_at)
+            due = self._clock.now() + delay
+            record = self._record(self._engine.get(id) or container)
+            await self._keep(id, msgspec.structs.replace(record, restarts=record.restarts + 1, delay=delay, due=due))
+            self._restart_later(id, due)
+        else:
+            self._settle(id, ended)
 
     async def _clean(self, id: str) -> None:
         """What it held while it ran goes; under the lock. Nothing while it runs."""
@@ -295,7 +303,13 @@ class Ends:
                 await self._start(container, record)
             except SkepError as error:
                 log.warning("container %s could not be started again: %s", id[:12], error.text)
-                self._settle(id, container.exit)
+                if isinstance(error, Unavailable) and self._engine.get(id) is not None:
+                    # the cluster is not there (yet): not the container's fault
+                    delay = restart.next_delay(record.delay, 0)
+                    await self._keep(id, msgspec.structs.replace(record, delay=delay, error=error.text))
+                    self._restart_later(id, self._clock.now() + delay)
+                else:
+                    self._settle(id, container.exit)
 
     # health
 

@@ -11,9 +11,10 @@ from contextlib import suppress
 
 import msgspec
 
+from skep.clock import SECOND, Clock
 from skep.datapath.base import Datapath, HostPort, Place, Resolving
 from skep.engine.base import Container, Engine
-from skep.errors import Conflict, Forbidden, Invalid, NotFound, SkepError
+from skep.errors import Conflict, Forbidden, Invalid, NotFound, SkepError, Unavailable
 from skep.ids import Random, new_hex
 from skep.node.base import Attachments, LocalNetworks, is_task_sandbox
 from skep.node.container import SANDBOX_SYSCTLS, NodeFacts
@@ -31,6 +32,7 @@ from skep.node.plain_files import (
     wanted_ports,
 )
 
+ASK_AGAIN = 2 * SECOND
 NO_SUCH = "failed to set up container networking: {}"
 
 
@@ -299,15 +301,26 @@ class Places:
         return tuple(joined)
 
     async def adopt(self, container: Container, record: Record) -> None:
-        """It has run on while the daemon was away: what is kept in memory of its places is made known again."""
+        """It has run on while the daemon was away: its addresses on this node's networks stay taken."""
         for one in record.joined:
-            if not one.address:
-                continue
-            if self._networks.get(one.network_id) is not None:
+            if one.address and self._networks.get(one.network_id) is not None:
                 address = one.address.partition("/")[0]
-                await self._networks.reserve(one.network_id, container.config.id, address=address, mac=one.mac, names=one.names)
-            elif self.attachments is not None:
-                await self.attachments.attach(one.network_id, container.config.id, names=one.names)
+                with suppress(SkepError):
+                    await self._networks.reserve(one.network_id, container.config.id, address=address, mac=one.mac, names=one.names)
+
+    async def adopt_attached(self, container: Container, record: Record, clock: Clock) -> None:
+        """The same for the cluster's networks: asked for again until a manager answers, or the container has ended."""
+        id = container.config.id
+        for one in record.joined:
+            if not one.address or self._networks.get(one.network_id) is not None or self.attachments is None:
+                continue
+            while (now := self._engine.get(id)) is not None and now.running and now.started_at == container.started_at:
+                try:
+                    await self.attachments.attach(one.network_id, id, address=one.settings.address, names=one.names)
+                except Unavailable:
+                    await clock.sleep(ASK_AGAIN)
+                else:
+                    break
 
     # files of /etc, names
 
