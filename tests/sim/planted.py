@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from skep.agent.session import Session as AgentSession
+from skep.agent.work import Work
 from skep.agent.worker import Worker
 from skep.ids import Random, new_id
 from skep.link.messages import Assignments, Beaten, FromAgent, FromManager
@@ -21,7 +22,7 @@ from skep.model.tables import TASK_BY_SERVICE, slot_key
 from skep.model.task import Task, TaskStatus
 from skep.plan.allocate import Allocation
 from skep.plan.allocate.state import Held
-from skep.plan.ops import Change, Create, Op, Plan
+from skep.plan.ops import Change, Create, Delete, Op, Plan
 from skep.plan.view import View
 from skep.store.loads import Loads
 from skep.testing.sim_manager import SimStore
@@ -179,6 +180,34 @@ class DeafDispatcher(Dispatcher):
             self._deadlines.expect(node_id, now + 10**12)
 
 
+class HastyDispatcher(Dispatcher):
+    """A task may die as soon as the manager knows that it leaves."""
+
+    def _depart(self) -> None:
+        self._departures.begin()
+        for wave in self._departures._waves:
+            wave.waiting.clear()
+        self._tell_left()
+
+
+class SilentDispatcher(Dispatcher):
+    """Nobody is told that a task has left: each waits as long as it may."""
+
+    def _tell_left(self) -> None:
+        self._departures.take_left()
+
+
+def without_places(plan: Planner) -> Planner:
+    """What is left of a plain container's place is nobody's business."""
+
+    def of_services(view: View, keys: Collection[Hashable], now: int, rng: Random) -> Plan:
+        found = plan(view, keys, now, rng)
+        tasks = {op.id: view.get(Task, op.id) for op in found.ops if isinstance(op, Delete)}
+        return Plan(tuple(op for op in found.ops if not isinstance(op, Delete) or (task := tasks[op.id]) is None or task.service_id))
+
+    return of_services
+
+
 # the agent
 
 
@@ -209,6 +238,22 @@ class StubbornWorker(Worker):
     def _withdraw(self, id: str, now: int) -> None:
         if id in self._works and self._works[id].status.state is not TaskState.RUNNING:
             super()._withdraw(id, now)
+
+
+class HastyWorker(Worker):
+    """A task that is told to stop is stopped."""
+
+    def _advance(self, work: Work, now: int) -> None:
+        work.left_at = work.left_at or now
+        super()._advance(work, now)
+
+
+class NostalgicWorker(Worker):
+    """Addresses of tasks that are gone stay known."""
+
+    def _forget_item(self, key: str) -> None:
+        if not key.startswith("endpoint/"):
+            super()._forget_item(key)
 
 
 def without_nodes(view: View, event: Any) -> Iterable[Hashable]:
@@ -261,6 +306,26 @@ BUGS: dict[str, tuple[Parts, str]] = {
     "lost reports": (
         Parts(session=ForgetfulSession),
         "not (settled|emptied) after",
+    ),
+    "tasks die before they have left": (
+        Parts(worker=HastyWorker),
+        "is stopped while .* sends to it",
+    ),
+    "the manager waits for nobody": (
+        Parts(dispatcher=HastyDispatcher),
+        "is stopped while .* sends to it",
+    ),
+    "nobody is told who has left": (
+        Parts(dispatcher=SilentDispatcher),
+        "is stopped in vain",
+    ),
+    "addresses stay known": (
+        Parts(worker=NostalgicWorker),
+        "knows of .* too many",
+    ),
+    "places of plain containers stay": (
+        Parts(controllers=replaced("reaper", plan=without_places)),
+        r"has plain containers at|is complete \(\), desired running",
     ),
     "withdrawn tasks run on": (
         Parts(worker=StubbornWorker),

@@ -28,8 +28,8 @@ class Departures:
     def __init__(self, feeds: Feeds) -> None:
         self._feeds = feeds
         self._waves: list[_Wave] = []
-        self._nodes: dict[str, str] = {}
-        """Task that leaves -> its node."""
+        self._leaving: dict[str, tuple[str, tuple[str, ...]]] = {}
+        """Task -> (its node, the networks on which it was known)."""
         self._left: dict[str, set[str]] = {}
         """Node -> its tasks to which nobody sends any more, until they have stopped."""
 
@@ -39,20 +39,29 @@ class Departures:
         for id in feeds.ended:
             self._forget(id)
         feeds.ended.clear()
-        waves: dict[tuple[str, ...], _Wave] = {}
-        for id, (node_id, networks) in feeds.departing.items():
-            self._nodes[id] = node_id
-            if networks not in waves:
-                nodes = {node for network in networks for node in feeds.users(network) if self._counts(node)}
-                waves[networks] = _Wave(feeds.version, nodes, set())
-            waves[networks].tasks.add(id)
+        self._leaving.update(feeds.departing)
+        begun = self._begin(feeds.departing)
         feeds.departing.clear()
+        return begun
+
+    def _begin(self, tasks: Iterable[str]) -> set[str]:
+        waves: dict[tuple[str, ...], _Wave] = {}
+        for id in tasks:
+            _, networks = self._leaving[id]
+            if networks not in waves:
+                nodes = {node for network in networks for node in self._feeds.users(network) if self._counts(node)}
+                waves[networks] = _Wave(self._feeds.version, nodes, set())
+            waves[networks].tasks.add(id)
         self._waves += waves.values()
         return {node for wave in waves.values() for node in wave.waiting}
 
-    def asks(self, node_id: str) -> bool:
-        """Whether it is waited for: a session that begins is asked too."""
-        return any(node_id in wave.waiting for wave in self._waves)
+    def joins(self, node_id: str) -> set[str]:
+        """A node that was away may still send to whom it knew then: it is waited for too. Its own tasks wait for everybody anew, for others
+        may have come back while nobody could tell it. Returns the nodes that are to be asked."""
+        for wave in self._waves:
+            wave.waiting.add(node_id)
+        asked = {node_id} if self._waves else set()
+        return asked | self._begin(sorted(self._left.pop(node_id, ())))
 
     def applied(self, node_id: str, version: int) -> None:
         for wave in self._waves:
@@ -72,15 +81,11 @@ class Departures:
         self._waves = [wave for wave in self._waves if wave.waiting]
         found: dict[str, set[str]] = {}
         for wave in over:
-            for id in wave.tasks & self._nodes.keys():
-                found.setdefault(self._nodes[id], set()).add(id)
+            for id in sorted(wave.tasks & self._leaving.keys()):
+                found.setdefault(self._leaving[id][0], set()).add(id)
         for node_id, tasks in found.items():
             self._left.setdefault(node_id, set()).update(tasks)
         return found
-
-    def left(self, node_id: str) -> Iterable[str]:
-        """Of this node: what a session that begins is told."""
-        return self._left.get(node_id, ())
 
     def _counts(self, node_id: str) -> bool:
         """It may be sending: a node that is down is not waited for, nor one that never had a session."""
@@ -88,7 +93,7 @@ class Departures:
         return node is not None and node.description is not None and node.status.state is not NodeState.DOWN
 
     def _forget(self, id: str) -> None:
-        node_id = self._nodes.pop(id, "")
+        node_id, _ = self._leaving.pop(id, ("", ()))
         tasks = self._left.get(node_id)
         if tasks is not None:
             tasks.discard(id)

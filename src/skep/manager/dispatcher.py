@@ -245,17 +245,13 @@ class Dispatcher:
         for node_id in self._deadlines.overdue(now):
             if (session := self.sessions.get(node_id)) is not None:
                 self._close(session, "heartbeat failure")
-            ops += self._down(node_id, "heartbeat failure", now)
+            ops += down(self._store.get(Node, node_id), "heartbeat failure", now)
         self._store.apply(ops, by=BY)
-
-    def _down(self, node_id: str, message: str, now: int) -> list[Op]:
-        node = self._store.get(Node, node_id)
-        return [down(node, message, now)] if node is not None and node.status.state is not NodeState.DOWN else []
 
     def _leave(self, session: Session, now: int) -> None:
         self._deadlines.forget(session.node_id)
         self._write_reports(now)
-        if ops := self._down(session.node_id, "the node left the cluster", now):
+        if ops := down(self._store.get(Node, session.node_id), "the node left the cluster", now):
             self._store.apply(ops, by=BY)
         self._close(session, "the node leaves the cluster")
 
@@ -290,13 +286,17 @@ class Dispatcher:
         self._tell_left()
 
     def _depart(self) -> None:
-        for node_id in self._departures.begin():
-            session = self.sessions.get(node_id)
-            if session is not None and session.protocol >= DISCOVERY:
-                session.ask = True
-            elif session is not None:
-                self._departures.gone(node_id)
+        self._ask(self._departures.begin())
         self._tell_left()
+
+    def _ask(self, nodes: Iterable[str]) -> list[Session]:
+        """With what they are sent next, they are to say when they have applied it."""
+        found = [self.sessions[node_id] for node_id in sorted(nodes) if node_id in self.sessions]
+        for session in found:
+            session.ask = session.protocol >= DISCOVERY
+            if not session.ask:
+                self._departures.gone(session.node_id)
+        return found
 
     def _tell_left(self) -> None:
         for node_id, tasks in self._departures.take_left().items():
@@ -380,8 +380,10 @@ class Dispatcher:
                 continue
             if isinstance(message, Welcome):
                 session.welcomed = session.due = True
-                session.ask = self._departures.asks(session.node_id)
-                session.left |= set(self._departures.left(session.node_id))
+                for other in self._ask(self._departures.joins(session.node_id)):
+                    other.due = True
+                    self._wake(other)
+                self._tell_left()
             self._put(session, message)
 
     def _release_assignments(self) -> None:

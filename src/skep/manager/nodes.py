@@ -33,9 +33,12 @@ def doubted(node: Node, now: int) -> Op | None:
     return Change(Node, node.id, {"status": status}, "a manager has started and waits for the node's session")
 
 
-def down(node: Node, message: str, now: int) -> Op:
+def down(node: Node | None, message: str, now: int) -> list[Op]:
+    """Nothing where it is gone, or down already."""
+    if node is None or node.status.state is NodeState.DOWN:
+        return []
     status = msgspec.structs.replace(node.status, state=NodeState.DOWN, message=message, since=now)
-    return Change(Node, node.id, {"status": status}, message)
+    return [Change(Node, node.id, {"status": status}, message)]
 
 
 def described(node: Node, status: NodeStatus, description: NodeDescription, applied: int, because: str) -> Op | None:

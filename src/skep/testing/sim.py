@@ -74,6 +74,10 @@ def run(seed: int, parts: Parts = Parts(), story: list[str] | None = None) -> Re
     assert manager is not None
     for service in list(manager.store.all(Service)):
         events.remove(manager, service)
+    for node in world.nodes.values():
+        for container in list(node.runtime.plain.running):
+            node.runtime.plain.stop(container)
+        node.pump()
     _settle(world, "emptied")
     return Result(seed, count, world.hosts, events.services, agenda.steps, (agenda.now - begun) / SECOND, manager.store.version)
 

@@ -9,7 +9,6 @@ import msgspec
 
 from skep.clock import MILLISECOND, SECOND
 from skep.errors import SkepError
-from skep.ids import new_id
 from skep.model.network import Network
 from skep.model.node import Node
 from skep.model.service import Service
@@ -19,8 +18,10 @@ from skep.model.spec import (
     Mode,
     NetworkSpec,
     Replicated,
+    UpdateConfig,
 )
-from skep.plan.ops import Create, Delete
+from skep.model.tables import TASK_BY_SLOT, slot_key
+from skep.model.task import Task
 from skep.testing.sim_node import SimNode
 from skep.testing.sim_wishes import ZONES, Wishes
 from skep.testing.sim_world import FAIR, Weather
@@ -45,14 +46,17 @@ class Events:
             (6, self.create_service),
             (10, self.scale),
             (12, self.update),
+            (5, self.update_and_die),
             (5, self.roll_back),
             (3, self.remove_service),
             (7, self.set_availability),
             (4, self.label_node),
             (3, self.remove_node),
             (2, self.add_node),
-            (2, self.create_network),
-            (1, self.remove_network),
+            (4, self.create_network),
+            (2, self.remove_network),
+            (5, self.run_container),
+            (3, self.remove_container),
         ]
         self._fate: list[tuple[int, Callable[[], None]]] = [
             (10, self.exit_container),
@@ -99,6 +103,9 @@ class Events:
                 self._world.say(f"user: refused: {error.message}")
             elif isinstance(answer, tuple) and isinstance(answer[0], Service):
                 self._world.rules.created(answer[0])
+            elif isinstance(answer, Network):
+                self._world.names[answer.id] = answer.name
+                self._world.rules.created(answer)
 
         manager.call(call, done)
 
@@ -148,6 +155,32 @@ class Events:
         what = ("force", "placement", "ports", "restart policy")[kind] if kind < 4 else template.container_spec.image
         self._ask(manager, manager.control.update_service(service.id, version, spec), f"service update {service.name}: {what}")
 
+    def update_and_die(self, manager: SimManager) -> None:
+        """The old task of a slot ends while the new one that is to take its place is on its way: SwarmKit's issue 2242 lived on that."""
+        service = self._pick([s for s in manager.store.all(Service) if self._starts_first(s)] or list(manager.store.all(Service)))
+        if service is None:
+            return
+        spec = msgspec.structs.replace(
+            service.spec, update_config=msgspec.structs.replace(self._wishes.rollout() or UpdateConfig(), order="start-first")
+        )
+        template = msgspec.structs.replace(spec.task_template, force_update=spec.task_template.force_update + 1)
+        spec = msgspec.structs.replace(spec, task_template=template)
+        call = manager.control.update_service(service.id, service.version, spec)
+        self._ask(manager, call, f"service update {service.name}: force, start-first")
+        for _ in range(2):
+            self._world.agenda.after(self._rng.randrange(50, 1500) * MILLISECOND, self._exit_in_update)
+
+    def _starts_first(self, service: Service) -> bool:
+        return service.spec.update_config is not None and service.spec.update_config.order == "start-first"
+
+    def _exit_in_update(self) -> None:
+        chosen = self._pick([(node, id) for node, id in self._running() if self._in_update(id)])
+        if chosen is not None:
+            chosen[0].runtime.exit(chosen[1], self._rng.choice((0, 1, 137)))
+
+    def _running(self) -> list[tuple[SimNode, str]]:
+        return [(node, id) for node in self._world.nodes.values() for id in sorted(node.runtime.running)]
+
     def roll_back(self, manager: SimManager) -> None:
         service = self._pick([s for s in manager.store.all(Service) if s.previous_spec is not None])
         if service is not None:
@@ -194,29 +227,55 @@ class Events:
         if len(manager.store.all(Network)) >= 7:
             return
         self._wishes.numbers += 1
-        spec = NetworkSpec(name=f"net{self._wishes.numbers}", driver_configuration=Driver(name="overlay"), scope="swarm")
-        network = Network(id=new_id(self._rng), spec=spec)
-        self._world.names[network.id] = spec.name
-        call = manager.store.commit([Create(network, "created by the user")], by="control")
-        self._ask(manager, call, f"network create {spec.name}")
+        attachable = self._rng.random() < 0.7
+        spec = NetworkSpec(
+            name=f"net{self._wishes.numbers}", driver_configuration=Driver(name="overlay"), scope="swarm", attachable=attachable
+        )
+        self._ask(manager, manager.control.create_network(spec), f"network create {spec.name}{' --attachable' if attachable else ''}")
 
     def remove_network(self, manager: SimManager) -> None:
         used = {attachment.target for service in manager.store.all(Service) for spec in (service.spec, service.previous_spec) if spec
                 for attachment in spec.task_template.networks or ()}  # fmt: skip
-        attached = {attachment.network_id for node in manager.store.all(Node) for attachment in node.attachments}
-        network = self._pick([n for n in manager.store.all(Network) if n.name.startswith("net") and n.id not in used | attached])
+        network = self._pick([n for n in manager.store.all(Network) if n.name.startswith("net") and n.id not in used])
         if network is not None:
-            call = manager.store.commit([Delete(Network, network.id, "removed by the user")], by="control")
-            self._ask(manager, call, f"network rm {network.name}")
+            self._world.rules.removed(network.id)
+            self._ask(manager, manager.control.remove_network(network.id), f"network rm {network.name}")
+
+    def run_container(self, manager: SimManager) -> None:
+        """A plain container on any network, by name, at any node."""
+        network = self._pick([n for n in manager.store.all(Network) if n.name.startswith("net") or n.spec.ingress])
+        node = self._pick([n for n in self._world.nodes.values() if n.session is not None and not n.session.removed])
+        if network is None or node is None:
+            return
+        address = ""
+        if network.ipam and self._rng.random() < 0.3:
+            address = f"{network.ipam[0].subnet.rpartition('.')[0]}.{self._rng.randrange(2, 12)}"
+        self._world.say(f"user: docker run --network {network.name} {address} on {node.hostname}")
+        node.runtime.plain.run(node.session, network.name, address)
+        node.pump()
+
+    def remove_container(self, manager: SimManager) -> None:
+        running = [(node, id) for node in self._world.nodes.values() if node.alive for id in sorted(node.runtime.plain.running)]
+        chosen = self._pick(running)
+        if chosen is not None:
+            node, id = chosen
+            node.runtime.plain.stop(id)
+            node.pump()
 
     # fate
 
     def exit_container(self) -> None:
-        running = [(node, id) for node in self._world.nodes.values() for id in sorted(node.runtime.running)]
-        chosen = self._pick(running)
+        chosen = self._pick(self._running())
         if chosen is not None:
             node, id = chosen
             node.runtime.exit(id, self._rng.choice((0, 1, 137)))
+
+    def _in_update(self, task_id: str) -> bool:
+        store = self._world.manager.store if self._world.manager is not None else None
+        task = store.get(Task, task_id) if store is not None else None
+        if store is None or task is None:
+            return False
+        return any(other.live and other.spec_version > task.spec_version for other in store.find(TASK_BY_SLOT, slot_key(task)))
 
     def _a_node(self) -> SimNode | None:
         """Any worker that is all right."""
@@ -257,8 +316,13 @@ class Events:
 
     def kill_manager(self) -> None:
         home = self._world.home
-        if not home.alive:
+        manager = self._world.manager
+        if not home.alive or manager is None:
             return
+        if self._rng.random() < 0.4:
+            # it dies while it answers
+            self._rng.choice((self.create_service, self.create_network))(manager)
+            self._world.agenda.run_until(self._world.agenda.now + self._rng.randrange(0, 10) * MILLISECOND)
         self._world.say("fate: kill -9 of the manager")
         self._world.kill_manager()
         home.kill()
@@ -311,7 +375,7 @@ class Events:
         """Nothing bad happens from now on, and what happened is repaired."""
         world = self._world
         world.say("all trouble ends")
-        world.healed = True
+        world.healed, world.healed_at = True, world.agenda.now
         world.weather = FAIR
         self._storms += 1
         for node in list(world.nodes.values()):

@@ -13,9 +13,10 @@ from skep.agent.session import Session
 from skep.agent.state import MemoryState
 from skep.agent.worker import Apply, Cancel, Do, Instruction
 from skep.clock import MILLISECOND, SECOND
-from skep.link.messages import FromAgent, FromManager
+from skep.datapath.base import Snapshot
+from skep.link.messages import Assignments, FromAgent, FromManager, Welcome
 from skep.model.assignment import Item
-from skep.model.node import EngineDescription, NodeDescription, Resources
+from skep.model.node import EngineDescription, Node, NodeDescription, Resources
 from skep.model.spec import Platform
 from skep.model.task import TaskStatus
 from skep.plan.workload import Call, Ended
@@ -84,6 +85,9 @@ class SimNode:
         self.state = Journal()
         self.runtime = Runtime(world, node_id, self._ended)
         self.connection: Connection | None = None
+        self.applied: Snapshot | None = None
+        """What the kernel has of the cluster's network; it outlives skepd."""
+        self.welcomed_at = 0
         self._alarm = Alarm(world.agenda, self.pump)
         self._life = 0
         """Counts starts of skepd: what was planned for an earlier one does not happen."""
@@ -94,6 +98,24 @@ class SimNode:
     @property
     def alive(self) -> bool:
         return self.session is not None
+
+    def there(self, since: int) -> bool:
+        """It has had a session without a break."""
+        session, manager = self.session, self._world.manager
+        if session is None or not session.welcomed or self.connection is None or self.cut_off or self.welcomed_at >= since:
+            return False
+        node = manager.store.get(Node, self.id) if manager is not None else None
+        return node is not None and node.ready
+
+    def sends_to(self, task_id: str, network_id: str) -> bool:
+        """Its kernel has the task among those that serve, and somebody is here who could ask: from outside, or a container."""
+        if self.applied is None:
+            return False
+        endpoint = self.applied.endpoints.get(f"endpoint/{task_id}/{network_id}")
+        network = self.applied.networks.get(f"network/{network_id}")
+        if endpoint is None or not endpoint.serving or network is None:
+            return False
+        return network.network.spec.ingress or network_id in self.runtime.networks
 
     def start(self) -> None:
         """skepd starts: the state file is read, containers that are there are taken over."""
@@ -124,6 +146,7 @@ class SimNode:
         if self.session is not None:
             self.kill()
         self.up = False
+        self.applied = None
         self.runtime.power_cut()
         if self._world.rng.random() < 0.5:
             self.state.lose(self._world.rng.randrange(1, JOURNAL + 1))
@@ -147,6 +170,9 @@ class SimNode:
             self._connect(session)
         self._send(session.tick(now))
         session.logs.clear()
+        for answer in session.answers:
+            self.runtime.plain.answered(answer)
+        session.answers.clear()
         if session.broken:
             self._drop(session.broken)
         if session.removed:
@@ -175,14 +201,15 @@ class SimNode:
             case Cancel():
                 self.runtime.cancel(instruction.task_id)
             case Apply():
-                life, version = self._life, instruction.snapshot.version
+                life, snapshot = self._life, instruction.snapshot
                 error = "the network cannot be changed, by order" if self._world.rng.random() < self._world.weather.error else ""
                 delay = self._world.rng.randrange(1, 40) * MILLISECOND
-                self._world.agenda.after(delay, lambda: self._applied(life, version, error))
+                self._world.agenda.after(delay, lambda: self._applied(life, snapshot, error))
 
-    def _applied(self, life: int, version: int, error: str) -> None:
+    def _applied(self, life: int, snapshot: Snapshot, error: str) -> None:
         if life == self._life and self.session is not None:
-            self.worker.network_applied(version, error, self._world.agenda.now)
+            self.applied = self.applied if error else snapshot
+            self.worker.network_applied(snapshot.version, error, self._world.agenda.now)
             self.pump()
 
     def _ended(self, task_id: str, call: Call, ended: Ended) -> None:
@@ -223,6 +250,10 @@ class SimNode:
         if session is None or connection is not self.connection:
             return
         self._send(session.received(message, self._world.agenda.now))
+        if isinstance(message, Welcome):
+            self.welcomed_at = self._world.agenda.now
+        elif isinstance(message, Assignments):
+            self._world.rules.told(self, message)
         self.pump()
 
     def disconnected(self, connection: Connection, reason: str = "") -> None:

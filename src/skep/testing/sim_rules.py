@@ -10,6 +10,7 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from skep.clock import SECOND
+from skep.link.messages import Assignments
 from skep.model.assignment import TaskItem
 from skep.model.base import Object
 from skep.model.cluster import Cluster
@@ -22,6 +23,7 @@ from skep.model.tables import TASK_BY_NODE, TASK_BY_SLOT, slot_key
 from skep.model.task import Task
 from skep.store.base import Event
 from skep.store.loads import Loads
+from skep.testing.sim_wishes import DRAINS
 
 if TYPE_CHECKING:
     from skep.testing.sim_manager import SimStore
@@ -32,6 +34,11 @@ SLOW = 5 * SECOND
 """What bad weather and slow disks may add."""
 WAITED = 60 * SECOND
 """How long a successor waits for what does not stop."""
+
+LEFT_WITHIN = 2 * SECOND
+"""How long a task that is to stop waits for those that do not answer."""
+CALM = 60 * SECOND
+"""After the end of all trouble nobody keeps anybody waiting."""
 
 Claim = tuple[Hashable, ...]
 
@@ -48,11 +55,13 @@ class Rules:
         self._touched: dict[str, None] = {}
         self._start_first: set[str] = set()
         self._acknowledged = 0
-        self._promised: dict[str, str] = {}
-        """Service id -> name, of those that a user was told to have, and has not asked to remove."""
+        self._promised: dict[str, tuple[type[Object], str]] = {}
+        """Services and networks that a user was told to have, and has not asked to remove."""
         self._unwanted: set[str] = set()
         self._given: dict[str, str] = {}
         """Task -> the node it was given to."""
+        self._told: dict[str, int] = {}
+        """Task -> when its node heard that it is to stop."""
 
     # the store
 
@@ -60,9 +69,9 @@ class Rules:
         """A manager has read its disk: what was answered or sent is there, and nothing is held twice."""
         if store.version < self._acknowledged:
             raise Violation(f"version {self._acknowledged} was acknowledged, the disk has {store.version}")
-        for id, name in self._promised.items():
-            if store.get(Service, id) is None:
-                raise Violation(f"a user was told that service {name} is there, and the disk does not have it")
+        for id, (kind, name) in self._promised.items():
+            if store.get(kind, id) is None:
+                raise Violation(f"a user was told that {kind.__name__.lower()} {name} is there, and the disk does not have it")
         self.holders.clear()
         for kind in (Network, Node, Service, Task):
             for object in store.all(kind):
@@ -80,15 +89,15 @@ class Rules:
     def acknowledged(self, version: int) -> None:
         self._acknowledged = max(self._acknowledged, version)
 
-    def created(self, service: Service) -> None:
+    def created(self, made: Service | Network) -> None:
         """A user was answered."""
-        if service.id not in self._unwanted:
-            self._promised[service.id] = service.name
+        if made.id not in self._unwanted:
+            self._promised[made.id] = (type(made), made.name)
 
-    def removed(self, service_id: str) -> None:
+    def removed(self, id: str) -> None:
         """A user asked for it; from now on it may be there or not."""
-        self._unwanted.add(service_id)
-        self._promised.pop(service_id, None)
+        self._unwanted.add(id)
+        self._promised.pop(id, None)
 
     def transaction(self, store: SimStore, by: str, events: Sequence[Event]) -> None:
         for event in events:
@@ -104,6 +113,7 @@ class Rules:
         for event in events:
             if event.kind is Task and event.new is not None:
                 self._let_go(store, cast("Task | None", event.old), cast("Task", event.new))
+        self._one_in_a_slot(store)
 
     def _note_order(self, service: Service) -> None:
         for spec in (service.spec, service.previous_spec):
@@ -133,7 +143,7 @@ class Rules:
             self._given.setdefault(new.id, new.node_id)
             if old is not None and old.status.state < TaskState.ASSIGNED:
                 node = store.get(Node, new.node_id)
-                if node is not None and (not node.ready or node.availability != "active"):
+                if node is not None and new.service_id and (not node.ready or node.availability != "active"):
                     raise Violation(
                         f"{self._world.task(new.id)} is given to {node.hostname}, which is {node.status.state}, {node.availability}"
                     )
@@ -154,8 +164,8 @@ class Rules:
             if not gone and self._world.agenda.now < task.created_at + WAITED:
                 raise Violation(f"{self._world.task(task.id)} is let go while {self._world.task(other.id)} has not stopped")
 
-    def stepped(self, store: SimStore) -> None:
-        """After a round of decisions: one live task in a slot, or the old and the new one of a start-first update."""
+    def _one_in_a_slot(self, store: SimStore) -> None:
+        """After every transaction: one live task in a slot, or the old and the new one of a start-first update."""
         for key in self._slots:
             wanted = [t for t in store.find(TASK_BY_SLOT, key) if t.desired_state <= TaskState.RUNNING and not t.terminal]
             if len(wanted) < 2:
@@ -164,6 +174,9 @@ class Rules:
             if not pair:
                 raise Violation(f"{len(wanted)} live tasks in one slot: {', '.join(self._world.task(task.id) for task in wanted)}")
         self._slots.clear()
+
+    def stepped(self, store: SimStore) -> None:
+        """After a round of decisions: the loads that the store keeps are right."""
         for node_id in self._touched:
             self._check_load(store, node_id)
         self._touched.clear()
@@ -226,23 +239,55 @@ class Rules:
         if item.task.node_id != node_id or self._given.get(item.task.id) != node_id:
             raise Violation(f"{self._world.name(node_id)} runs {self._world.task(item.task.id)}, which is not its own")
 
+    # leaving before dying
+
+    def told(self, node: SimNode, message: Assignments) -> None:
+        for item in message.set:
+            if isinstance(item, TaskItem) and item.task.desired_state > TaskState.COMPLETE:
+                self._told.setdefault(item.task.id, self._world.agenda.now)
+
+    def signalled(self, node_id: str, item: TaskItem) -> None:
+        """A running container that was told to stop gets its signal: no node that is there may be sending to it, and its time to drain is
+        over; and in fair weather nobody is waited for in vain."""
+        world, task, node = self._world, item.task, self._world.nodes.get(node_id)
+        told, now = self._told.get(task.id, 0), self._world.agenda.now
+        if not told or task.desired_state <= TaskState.COMPLETE or node is None or node.session is None or node.session.removed:
+            return
+        status = node.worker.status(task.id)
+        places = {place.network_id for place in task.attachments if place.addresses}
+        if not places or status is None or status.state is not TaskState.RUNNING or world.gone(task.id):
+            return
+        drain = DRAINS[item.service_labels.get("skep.drain", "")]
+        if now < told + drain:
+            raise Violation(f"{world.task(task.id)} is stopped {(now - told) / SECOND:.3f} s after it was told, and has {drain / SECOND} s")
+        if world.healed_at and told > world.healed_at + CALM and now > told + drain + SECOND:
+            raise Violation(f"{world.task(task.id)} is stopped in vain {(now - told) / SECOND:.1f} s after it was told")
+        if now >= told + drain + LEFT_WITHIN:
+            return
+        for other in world.nodes.values():
+            if not other.there(told):
+                continue
+            for place in sorted(places):
+                if other.sends_to(task.id, place):
+                    raise Violation(f"{world.task(task.id)} is stopped while {other.hostname} sends to it")
+
 
 def claims(object: Object) -> set[Claim]:
     """What this object holds that nobody else may."""
     found: set[Claim] = set()
     if isinstance(object, Task):
         if TaskState.PENDING <= object.status.state <= TaskState.RUNNING:
-            found = {("address", a.network_id, _bare(address)) for a in object.attachments for address in a.addresses}
+            found = {("address", a.network_id, bare(address)) for a in object.attachments for address in a.addresses}
         if object.holds_resources and object.endpoint is not None:
             ports = [port for port in object.endpoint.ports or () if port.publish_mode == "host" and port.published_port]
             found |= {("host port", object.node_id, port.protocol, port.published_port) for port in ports}
     elif isinstance(object, Service):
         if object.endpoint is not None:
-            found = {("address", vip.network_id, _bare(vip.address)) for vip in object.endpoint.vips}
+            found = {("address", vip.network_id, bare(vip.address)) for vip in object.endpoint.vips}
             ports = [port for port in object.endpoint.ports if port.publish_mode != "host" and port.published_port]
             found |= {("port", port.protocol, port.published_port) for port in ports}
     elif isinstance(object, Node):
-        found = {("address", a.network_id, _bare(a.address)) for a in object.attachments}
+        found = {("address", a.network_id, bare(a.address)) for a in object.attachments}
         found |= {("index", object.index)} if object.index else set()
     elif isinstance(object, Network):
         found = {("address", object.id, config.gateway) for config in object.ipam if config.gateway}
@@ -251,5 +296,5 @@ def claims(object: Object) -> set[Claim]:
     return found
 
 
-def _bare(address: str) -> str:
+def bare(address: str) -> str:
     return address.partition("/")[0]

@@ -9,6 +9,7 @@ from skep.clock import MILLISECOND, SECOND
 from skep.model.assignment import TaskItem
 from skep.model.task import ContainerStatus, TaskStatus
 from skep.plan.workload import Call, Ended
+from skep.testing.sim_plain import Plain
 
 if TYPE_CHECKING:
     from skep.testing.sim_world import World
@@ -56,6 +57,7 @@ class Runtime:
         self._on_end = on_end
         self.containers: dict[str, Container] = {}
         self._calls: dict[str, _Running] = {}
+        self.plain = Plain(world, node_id, on_end)
 
     def known(self) -> list[str]:
         return list(self.containers)
@@ -72,7 +74,18 @@ class Runtime:
     def running(self) -> set[str]:
         return {id for id, container in self.containers.items() if container.state == "running"}
 
+    @property
+    def networks(self) -> set[str]:
+        """On which something runs here."""
+        items = [container.item for container in self.containers.values() if container.state == "running"]
+        return {place.network_id for item in items for place in item.task.attachments} | {id for id, _ in self.plain.running.values()}
+
     def do(self, task_id: str, call: Call, item: TaskItem) -> None:
+        if item.task.spec.network_attachment_spec is not None:
+            self.plain.do(task_id, call, item)
+            return
+        if call is Call.SHUTDOWN and task_id in self.running:
+            self._world.signalled(self._node_id, item)
         if task_id in self._calls:
             self._world.fail(
                 f"{call} of task {task_id} while {self._calls[task_id].call} is under way on {self._world.name(self._node_id)}"
@@ -109,7 +122,7 @@ class Runtime:
     def cancel(self, task_id: str) -> None:
         """What the call would have done may be done all the same."""
         running = self._calls.get(task_id)
-        if running is None or running.cancelled:
+        if self.plain.cancel(task_id) or running is None or running.cancelled:
             return
         running.cancelled = True
         effect = self._world.rng.random() < 0.3
@@ -177,8 +190,10 @@ class Runtime:
                 self._effect(task_id, running)
             running.done = True
         self._calls.clear()
+        self.plain.let_go()
 
     def power_cut(self) -> None:
         self.let_go()
+        self.plain.power_cut()
         for task_id in list(self.containers):
             self.exit(task_id, 0, known=False)

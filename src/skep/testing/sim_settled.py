@@ -6,6 +6,7 @@ import random
 from typing import TYPE_CHECKING
 
 from skep.clock import HOUR, SECOND
+from skep.datapath.base import Snapshot
 from skep.manager.loop import Loop
 from skep.model.cluster import Cluster
 from skep.model.enums import TaskState, UpdateState
@@ -16,7 +17,7 @@ from skep.model.tables import TASK_BY_NODE, slot_key
 from skep.model.task import Task
 from skep.store.backends import MemoryBackend
 from skep.store.memory import MemoryStore
-from skep.testing.sim_rules import Claim, claims
+from skep.testing.sim_rules import Claim, bare, claims
 from skep.testing.virtual import VirtualClock
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Settled:
             self._unsettled_tasks(store)
             or self._unsettled_services(store)
             or self._unsettled_nodes(store)
+            or self._uninformed(store)
             or self._undecided()
             or self._leaks(store)
         )
@@ -67,7 +69,7 @@ class Settled:
             elif task.desired_state is TaskState.REMOVE:
                 return f"{self._world.task(task.id)} is {state.word}, and was to be removed"
             node = store.get(Node, task.node_id) if wanted and task.node_id else None
-            if node is not None and node.availability == "drain":
+            if node is not None and node.availability == "drain" and task.service_id:
                 return f"{self._world.task(task.id)} is on {node.hostname}, which is drained"
         return ""
 
@@ -149,15 +151,53 @@ class Settled:
             meant = {
                 t.id
                 for t in store.find(TASK_BY_NODE, node.id)
-                if t.desired_state is TaskState.RUNNING and t.status.state is TaskState.RUNNING
+                if t.service_id and t.desired_state is TaskState.RUNNING and t.status.state is TaskState.RUNNING
             }
             if node.runtime.running != meant:
                 extra = [self._world.task(id) for id in sorted(node.runtime.running - meant)]
                 missing = [self._world.task(id) for id in sorted(meant - node.runtime.running)]
                 return f"{node.hostname} runs {extra or 'nothing'} too many and {missing or 'nothing'} too few"
+            places = {
+                (t.spec.network_attachment_spec.container_id, place.network_id, place.addresses[0])
+                for t in store.find(TASK_BY_NODE, node.id)
+                if t.spec.network_attachment_spec is not None
+                for place in t.attachments
+            }
+            held = {(container, *place) for container, place in node.runtime.plain.running.items()}
+            if places != held:
+                return f"{node.hostname} has plain containers at {sorted(held)}, the manager knows of {sorted(places)}"
             left = [id for id in node.runtime.containers if store.get(Task, id) is None]
             if left:
                 return f"{node.hostname} keeps containers of tasks that are gone: {[self._world.task(id) for id in left]}"
+        return ""
+
+    def _uninformed(self, store: SimStore) -> str:
+        """Every node's network has what is on the networks that it uses, and nothing else."""
+        for node in self._world.nodes.values():
+            used = {network.id for network in store.all(Network) if network.spec.ingress}
+            for task in store.find(TASK_BY_NODE, node.id):
+                if TaskState.ASSIGNED <= task.status.state <= TaskState.RUNNING:
+                    used |= {place.network_id for place in task.attachments}
+            endpoints = {
+                (task.id, place.network_id, bare(place.addresses[0]), task.status.state is TaskState.RUNNING)
+                for task in store.all(Task)
+                if TaskState.ASSIGNED <= task.status.state <= TaskState.RUNNING
+                for place in task.attachments
+                if place.network_id in used and place.addresses
+            }
+            shown = node.applied or Snapshot()
+            known = {(e.task_id, e.network_id, e.address, e.serving) for e in shown.endpoints.values()}
+            if known != endpoints:
+                return f"{node.hostname} knows of {sorted(known - endpoints)} too many and {sorted(endpoints - known)} too few"
+            services = {
+                (service.id, vip.network_id, bare(vip.address))
+                for service in store.all(Service)
+                for vip in (service.endpoint.vips if service.endpoint else ())
+                if vip.network_id in used and vip.network_id in {t.target for t in service.spec.task_template.networks or ()}
+            }
+            told = {(d.service_id, d.network_id, d.vip) for d in shown.discovery.values() if d.vip}
+            if told != services:
+                return f"{node.hostname} knows the services {sorted(told)}, there are {sorted(services)}"
         return ""
 
     def _undecided(self) -> str:

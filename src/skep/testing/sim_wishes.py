@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 ZONES = ("a", "b")
 IMAGE = "registry:5000/good"
+DRAINS = {"": 0, "500ms": 500 * MILLISECOND, "3s": 3 * SECOND}
+"""What services ask for with `skep.drain`."""
 
 
 class Wishes:
@@ -44,15 +46,20 @@ class Wishes:
         rng = self._rng
         mode = Mode(global_=Global()) if rng.random() < 0.2 else Mode(replicated=Replicated(replicas=rng.randrange(1, 6)))
         networks = [network for network in manager.store.all(Network) if network.name.startswith("net")]
-        attached = NetworkAttachmentConfig(target=rng.choice(networks).id) if networks and rng.random() < 0.4 else None
+        attached = tuple(
+            NetworkAttachmentConfig(target=network.id, aliases=(f"{name}-alias",) if rng.random() < 0.3 else None)
+            for network in networks
+            if rng.random() < 0.4
+        )
         reserved = rng.choice((0, 0, 0, 500_000_000, 1_500_000_000))
         return ServiceSpec(
             name=name,
+            labels=self.labels(),
             task_template=TaskSpec(
                 container_spec=ContainerSpec(image=self.image()),
                 restart_policy=self.policy(),
                 placement=self.placement(),
-                networks=(attached,) if attached else None,
+                networks=attached or None,
                 resources=ResourceRequirements(reservations=Reservations(nano_cpus=reserved)) if reserved else None,
             ),
             mode=mode,
@@ -60,6 +67,10 @@ class Wishes:
             rollback_config=self.rollout(),
             endpoint_spec=self.endpoint(),
         )
+
+    def labels(self) -> dict[str, str]:
+        drain = self._rng.choice(("", "", "", "500ms", "3s"))
+        return {"skep.drain": drain} if drain else {}
 
     def image(self) -> str:
         self.numbers += 1
@@ -107,6 +118,8 @@ class Wishes:
             return None
         if chance < 0.7:
             return EndpointSpec(ports=(PortConfig(protocol="tcp", target_port=80, published_port=8000, publish_mode="host"),))
+        if chance < 0.8:
+            return EndpointSpec(mode="dnsrr")
         published = rng.choice((0, 0, 8080, 8081))
         mode = "vip"
         return EndpointSpec(

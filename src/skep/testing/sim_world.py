@@ -75,6 +75,7 @@ class World:
         self.weather = FAIR
         self.healed = False
         """Images can all be pulled and run, nothing fails any more."""
+        self.healed_at = 0
         self.rules = Rules(self)
         self.backend = MemoryBackend()
         self.nodes: dict[str, SimNode] = {}
@@ -182,6 +183,15 @@ class World:
     def started(self, node_id: str, item: TaskItem) -> None:
         self.say(lambda: f"{self.name(node_id)}: container of {self.task(item.task.id)} runs")
         self.rules.started(node_id, item)
+
+    def signalled(self, node_id: str, item: TaskItem) -> None:
+        """A container that runs gets its stop signal."""
+        self.say(lambda: f"{self.name(node_id)}: container of {self.task(item.task.id)} gets its stop signal")
+        self.rules.signalled(node_id, item)
+
+    def gone(self, task_id: str) -> bool:
+        """The manager has forgotten it."""
+        return self.manager is not None and self.manager.store.get(Task, task_id) is None
 
     def check_node(self, node: SimNode) -> None:
         self.rules.heard(node)
