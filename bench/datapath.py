@@ -1,9 +1,10 @@
 """What one change of the network costs a node, with 1,000 endpoints there. Root; in namespaces of its own; leaves nothing.
 
-    .venv/bin/python bench/datapath.py [ENDPOINTS]
+    .venv/bin/python bench/datapath.py [ENDPOINTS [NETWORKS]]
 
-Columns: wall and CPU milliseconds of one call, the median of several. Beside ours: the same thousand routes by `ip -batch`, and one nft
-update by the nft program, which is what a data path without the libraries would do.
+Twice: all endpoints on ingress with published ports, and spread over 100 networks with a virtual address per service. Columns: wall and CPU
+milliseconds of one call, the median of several. Beside ours: the same thousand routes by `ip -batch`, and one nft update by the nft
+program, which is what a data path without the libraries would do. How many connections a second pass is measured by connections.py.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from skep.datapath import netlink, netns, nft
 from skep.datapath.base import Place, Snapshot
 from skep.datapath.desired import Here, desired
 from skep.datapath.path import KernelDatapath
-from skep.model.assignment import EndpointItem, NetworkItem, PeerItem, ServiceItem
+from skep.model.assignment import DiscoveryItem, EndpointItem, NetworkItem, PeerItem, ServiceItem
 from skep.model.network import Network
 from skep.model.spec import IPAMConfig, NetworkSpec, PortConfig
 
@@ -49,21 +50,27 @@ def report(what: str, calls: list[tuple[float, float]]) -> None:
     print(f"{what:<62} {wall:9.2f} {cpu:9.2f}")
 
 
-def world(count: int) -> Snapshot:
-    network = Network(
-        id="ingress",
-        spec=NetworkSpec(name="ingress", ingress=True),
-        ipam=(IPAMConfig(subnet="10.0.0.0/16", gateway="10.0.0.1"),),
-        vni=4096,
+def network(number: int) -> Network:
+    name = f"net{number}" if number else "ingress"
+    return Network(
+        id=name,
+        spec=NetworkSpec(name=name, ingress=not number),
+        ipam=(IPAMConfig(subnet=f"10.{number}.0.0/16", gateway=f"10.{number}.0.1"),),
+        vni=4096 + number,
     )
+
+
+def world(count: int, networks: int = 0) -> Snapshot:
+    """On ingress, with a published port per service; or spread over so many networks, with a virtual address per service."""
+    nets = [network(n) for n in range(networks + 1)]
     peers = [PeerItem(node_id=f"n{i}", index=i, address=f"192.168.9.{i}") for i in range(1, NODES + 1)]
     endpoints = [
         EndpointItem(
             task_id=f"t{i}",
             service_id=f"s{i // PER_SERVICE}",
-            network_id="ingress",
+            network_id=nets[home(i, networks)].id,
             node_id=f"n{2 + i % (NODES - 1)}",
-            address=f"10.0.{1 + i // 250}.{i % 250 + 2}",
+            address=f"10.{home(i, networks)}.{1 + i // 250}.{i % 250 + 2}",
         )
         for i in range(count)
     ]
@@ -73,15 +80,30 @@ def world(count: int) -> Snapshot:
             name=f"s{i}",
             ports=(PortConfig(protocol="tcp", target_port=80, published_port=20000 + i, publish_mode="ingress"),),
         )
-        for i in range(-(-count // PER_SERVICE))
+        for i in range(-(-count // PER_SERVICE) if not networks else 0)
+    ]
+    known = [
+        DiscoveryItem(
+            service_id=f"s{i}",
+            network_id=nets[home(i * PER_SERVICE, networks)].id,
+            name=f"s{i}",
+            vip=f"10.{home(i * PER_SERVICE, networks)}.250.{i // networks + 2}",
+        )
+        for i in range(-(-count // PER_SERVICE) if networks else 0)
     ]
     return Snapshot(
         node_id="n1",
-        networks={f"network/{network.id}": NetworkItem(network=network)},
+        networks={f"network/{n.id}": NetworkItem(network=n) for n in nets},
         peers={p.node_id: p for p in peers},
         endpoints={e.key: e for e in endpoints},
         services={s.key: s for s in services},
+        discovery={d.key: d for d in known},
     )
+
+
+def home(endpoint: int, networks: int) -> int:
+    """All of a service are on one network; 0 is ingress."""
+    return 1 + endpoint // PER_SERVICE % networks if networks else 0
 
 
 def changed(snapshot: Snapshot, i: int, **fields: object) -> Snapshot:
@@ -91,12 +113,13 @@ def changed(snapshot: Snapshot, i: int, **fields: object) -> Snapshot:
     return msgspec.structs.replace(snapshot, endpoints={**snapshot.endpoints, key: one})
 
 
-def bench(count: int, folder: Path) -> None:
+def bench(count: int, networks: int, folder: Path) -> None:
     with netlink.Socket() as net:
         net.send([netlink.set_link(1, "lo", up=True), netlink.address(1, "192.168.9.1", 32)])
     path = KernelDatapath("bench", folder / "run", "192.168.9.1", clock=Clock())
-    snapshot = world(count)
-    print(f"{count} endpoints of {count // PER_SERVICE} services on {NODES} nodes{'':<27} wall ms    CPU ms")
+    snapshot = world(count, networks)
+    where = f"{networks} networks" if networks else "ingress"
+    print(f"{f'{count} endpoints of {count // PER_SERVICE} services on {where}, {NODES} nodes':<62}   wall ms    CPU ms")
     report("start up", [timed(path._start_up)])
     report("the first snapshot: everything", [timed(lambda: path._apply(snapshot))])
     report("nothing changed", [timed(lambda: path._apply(snapshot)) for _ in range(20)])
@@ -106,18 +129,24 @@ def bench(count: int, folder: Path) -> None:
     report("one endpoint comes back", both[1::2])
     moved = [changed(snapshot, i, node_id=f"n{2 + i % 7}") for i in range(10)]
     report("one endpoint moves to another node", [timed(lambda s=s: path._apply(s)) for s in moved])
-    report("  of these: the decision (desired)", [timed(lambda: desired(snapshot, Here(address="192.168.9.1"), (), ())) for _ in range(10)])
-    report("compare with the kernel, mend nothing", [timed(lambda: compare(path, snapshot)) for _ in range(5)])
+    report(
+        "  of these: the decision (desired)",
+        [timed(lambda: desired(snapshot, Here(address="192.168.9.1"), (), (), path._memo)) for _ in range(10)],
+    )
+    path._compare(mend=True)
+    report("compare when nobody has touched anything", [timed(lambda: path._compare(mend=True)) for _ in range(20)])
+    report("compare everything with the kernel, mend nothing", [timed(lambda: compare(path)) for _ in range(5)])
     places = [(f"c{i}", (Place(network_id="ingress", address=f"10.0.200.{i + 2}/16", gateway="10.0.0.1"),)) for i in range(100)]
     report("a sandbox made and wired (of 100)", [timed(lambda n=n, p=p: path._attach(n, p, None)) for n, p in places])
     report("a sandbox removed", [timed(lambda n=n: path._detach(n)) for n, _ in places])
-    others(path, snapshot)
+    if not networks:
+        others(path, snapshot)
     report("destroy", [timed(path._destroy)])
 
 
-def compare(path: KernelDatapath, snapshot: Snapshot) -> None:
+def compare(path: KernelDatapath) -> None:
     path._trusted = False
-    path._apply(snapshot)
+    assert path._compare(mend=True) == []
 
 
 def others(path: KernelDatapath, snapshot: Snapshot) -> None:
@@ -139,13 +168,19 @@ def others(path: KernelDatapath, snapshot: Snapshot) -> None:
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    networks = int(sys.argv[2]) if len(sys.argv) > 2 else 100
+    for one in (0, networks):
+        in_a_namespace(lambda folder, one=one: bench(count, one, folder))  # type: ignore[misc]
+
+
+def in_a_namespace(call: Callable[[Path], None]) -> None:
     folder = Path(tempfile.mkdtemp(prefix="skbench"))
     pin = folder / "ns"
     netns.make(pin)
 
     def inside() -> None:
         with netns.entered(netns.opened(pin)):
-            bench(count, folder)
+            call(folder)
 
     try:
         thread = threading.Thread(target=inside)

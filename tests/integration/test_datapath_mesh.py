@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from netlab import Lab, Node, apply_all, ask, ask_udp, attach, connect, endpoint, lab, line, network, service, within
 
@@ -286,3 +287,131 @@ def test_networks_keep_their_distance_also_with_two_meshed(mesh: Lab) -> None:
     with pytest.raises(OSError):
         ask(mesh.nodes[2].sandbox("10-0-1-5"), "10.0.0.5", 80, timeout=1)
     assert ask(mesh.client, mesh.nodes[2].address, 8080)[1] == CLIENT
+
+
+def test_local_delivery_is_to_the_node_s_own_tasks_and_refused_at_once_without_one(mesh: Lab) -> None:
+    only = msgspec.structs.replace(WEB, local_only=True)
+    apply_all(mesh, services=[only], endpoints=mesh.endpoints)
+    for node, address in zip(mesh.nodes[:2], ("10.0.0.5", "10.0.0.6"), strict=True):
+        assert {ask(mesh.client, node.address, 8080) for _ in range(12)} == {(address, CLIENT)}
+        assert {ask_udp(mesh.client, node.address, 8053) for _ in range(12)} == {(address, CLIENT)}
+        assert ask(node.path, "127.0.0.1", 8080)[0] == address
+    last = mesh.nodes[2]
+    for source, target in ((mesh.client, last.address), (last.path, last.address), (last.path, "127.0.0.1")):
+        for call, port in ((ask, 8080), (ask_udp, 8053)):
+            with pytest.raises(ConnectionRefusedError):
+                call(source, target, port)
+    # its only task here stops serving: refused, though another node has one
+    off = msgspec.structs.replace(mesh.endpoints[0], serving=False)
+    apply_all(mesh, services=[only], endpoints=[off, mesh.endpoints[1]])
+    with pytest.raises(ConnectionRefusedError):
+        ask(mesh.client, mesh.nodes[0].address, 8080)
+    apply_all(mesh, services=[WEB], endpoints=[off, mesh.endpoints[1]])
+    assert ask(mesh.client, mesh.nodes[0].address, 8080) == ("10.0.0.6", CLIENT)
+
+
+def test_two_services_on_one_number_by_tcp_and_udp(mesh: Lab) -> None:
+    """And one of them goes: the other stays, and the number is the host's again for its protocol."""
+    attach(mesh.nodes[2], "10.0.0.7")
+    mesh.serve(mesh.nodes[2].sandbox("10-0-0-7"), 99, "talk", "udp")
+    both = [service("web", (9000, 80, "tcp")), service("talk", (9000, 99, "udp"))]
+    ends = [*mesh.endpoints, endpoint("talk", "node3", "10.0.0.7")]
+    apply_all(mesh, services=both, endpoints=ends)
+    for node in mesh.nodes:
+        assert ask(mesh.client, node.address, 9000)[0] in ("10.0.0.5", "10.0.0.6")
+        assert ask_udp(mesh.client, node.address, 9000) == ("talk", CLIENT)
+        assert ask_udp(node.path, "127.0.0.1", 9000)[0] == "talk"
+    apply_all(mesh, services=both[1:], endpoints=ends)
+    assert ask_udp(mesh.client, mesh.nodes[0].address, 9000) == ("talk", CLIENT)
+    with pytest.raises(ConnectionRefusedError):
+        ask(mesh.client, mesh.nodes[0].address, 9000)
+
+
+def test_one_service_by_several_ports_and_several_services_by_theirs(mesh: Lab) -> None:
+    many = service("web", (8080, 80, "tcp"), (8081, 80, "tcp"), (8053, 53, "udp"))
+    apply_all(mesh, services=[many, service("none", (8082, 80, "tcp"))], endpoints=mesh.endpoints)
+    for port in (8080, 8081):
+        assert {ask(mesh.client, mesh.nodes[2].address, port)[0] for _ in range(24)} == {"10.0.0.5", "10.0.0.6"}
+    with pytest.raises(ConnectionRefusedError):
+        ask(mesh.client, mesh.nodes[2].address, 8082)
+
+
+@pytest.mark.parametrize("gap", [True, False], ids=["with a time between", "in one change"])
+def test_ingress_is_removed_and_made_again_under_another_subnet_and_number(mesh: Lab, gap: bool) -> None:
+    again = network(0, subnet="10.77.0.0/24", gateway="10.77.0.1", vni=4200)
+    again = msgspec.structs.replace(again, network=msgspec.structs.replace(again.network, id="again"))
+    mesh.nodes[0].run(mesh.nodes[0].datapath.detach("10-0-0-5"))
+    mesh.nodes[1].run(mesh.nodes[1].datapath.detach("10-0-0-6"))
+    if gap:
+        apply_all(mesh, networks=[], services=[WEB])
+        for node in mesh.nodes:
+            with pytest.raises(ConnectionRefusedError):
+                ask(mesh.client, node.address, 8080)
+            assert "vx4096" not in within(node.run_root / "router", _links)
+    apply_all(mesh, networks=[again], services=[WEB])
+    ends = []
+    for node in mesh.nodes[:2]:
+        sandbox = attach(node, f"10.77.0.{node.index + 4}", "again")
+        address = f"10.77.0.{node.index + 4}"
+        mesh.serve(node.sandbox(sandbox), 80, address)
+        mesh.serve(node.sandbox(sandbox), 53, address, "udp")
+        ends.append(endpoint("web", node.id, address, network_id="again"))
+    apply_all(mesh, networks=[again], services=[WEB], endpoints=ends)
+    for node in mesh.nodes:
+        assert {ask(mesh.client, node.address, 8080) for _ in range(24)} == {("10.77.0.5", CLIENT), ("10.77.0.6", CLIENT)}
+        assert ask_udp(mesh.client, node.address, 8053)[1] == CLIENT
+        links = within(node.run_root / "router", _links)
+        assert "vx4200" in links and "vx4096" not in links
+        assert node.run(node.datapath.compare()) == []
+
+
+def _links() -> list[str]:
+    from skep.datapath import netlink
+
+    with netlink.Socket() as net:
+        return list(net.links())
+
+
+def test_a_datagram_flow_that_began_before_the_port_was_published_and_goes_on_after(mesh: Lab) -> None:
+    """Conntrack remembers where a flow went: a port that comes, goes, or has nobody for a while must not leave it stuck there."""
+    node = mesh.nodes[2]
+
+    def flow() -> socket.socket:
+        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        s.settimeout(3)
+        s.connect((node.address, 8053))
+        return s
+
+    def said(s: socket.socket) -> str:
+        try:
+            s.send(b"x")
+            return s.recv(100).decode().split()[0]
+        except ConnectionRefusedError:
+            return "refused"
+
+    with within(mesh.client, flow) as s:
+        assert said(s) in ("10.0.0.5", "10.0.0.6")
+        apply_all(mesh, services=[], endpoints=mesh.endpoints)
+        assert said(s) == "refused"
+        host = mesh.serve(node.path, 8053, "host", "udp")
+        assert said(s) == "host", "the port is the host's own again"
+        host.close()
+        assert said(s) == "refused"
+        apply_all(mesh, services=[WEB], endpoints=mesh.endpoints)
+        assert said(s) in ("10.0.0.5", "10.0.0.6")
+        apply_all(mesh, services=[WEB], endpoints=[])
+        assert said(s) == "refused"
+        apply_all(mesh, services=[WEB], endpoints=mesh.endpoints)
+        assert said(s) in ("10.0.0.5", "10.0.0.6")
+
+
+def test_every_node_shows_the_client_s_own_address_to_every_task(mesh: Lab) -> None:
+    """Clients in namespaces of their own, through each node, to each task."""
+    backend(mesh, mesh.nodes[2], "10.0.0.7")
+    ends = [*mesh.endpoints, endpoint("web", "node3", "10.0.0.7")]
+    apply_all(mesh, services=[WEB], endpoints=ends)
+    clients = {f"192.168.77.{i}": mesh.namespace(f"c{i}", f"192.168.77.{i}") for i in (150, 151)}
+    for address, path in clients.items():
+        for node in mesh.nodes:
+            seen = {ask(path, node.address, 8080) for _ in range(30)} | {ask_udp(path, node.address, 8053) for _ in range(30)}
+            assert seen == {(f"10.0.0.{i}", address) for i in (5, 6, 7)}

@@ -156,7 +156,30 @@ def port_chain(prefix: str, protocol: str, port: int) -> str:
     return f"{prefix}_{protocol}_{port}"
 
 
-def desired(snapshot: Snapshot, here: Here, places: Iterable[LocalPlace], ports: Iterable[LocalPort]) -> Wanted:
+class Memo:
+    """What was found for networks as long as they, the nodes and this node's own settings are the same objects: most of what there is,
+    where there are many networks. Leaving it out changes no result."""
+
+    def __init__(self) -> None:
+        self._setting: tuple[object, ...] = ()
+        self._facts: dict[str, tuple[Network, frozenset[Fact]]] = {}
+
+    def network_facts(self, networks: Iterable[Network], own: PeerItem, peers: list[PeerItem], here: Here, port: int) -> set[Fact]:
+        setting = (own, peers, here, port)
+        if self._setting != setting:
+            self._setting, self._facts = setting, {}
+        before, self._facts = self._facts, {}
+        out: set[Fact] = set()
+        for network in networks:
+            known = before.get(network.id)
+            if known is None or known[0] is not network:
+                known = (network, frozenset(network_facts(network, own, peers, here, port)))
+            self._facts[network.id] = known
+            out |= known[1]
+        return out
+
+
+def desired(snapshot: Snapshot, here: Here, places: Iterable[LocalPlace], ports: Iterable[LocalPort], memo: Memo | None = None) -> Wanted:
     """Everything that ought to be there. `places` and `ports` are this node's own, whatever the snapshot says."""
     places = tuple(places)
     facts: set[Fact] = set()
@@ -164,8 +187,7 @@ def desired(snapshot: Snapshot, here: Here, places: Iterable[LocalPlace], ports:
     networks = {n.network.id: n.network for n in snapshot.networks.values() if usable(n.network)}
     peers = {p.node_id: p for p in snapshot.peers.values() if p.node_id != snapshot.node_id and p.index > 0 and is_ipv4(p.address)}
     if own is not None and own.index > 0:
-        for network in networks.values():
-            facts |= network_facts(network, own, peers.values(), here, snapshot.data_path_port)
+        facts = (memo or Memo()).network_facts(networks.values(), own, list(peers.values()), here, snapshot.data_path_port)
     else:
         # without an index of its own the node has no place on any overlay
         peers = {}

@@ -39,6 +39,10 @@ class Change(msgspec.Struct, frozen=True):
     remove: tuple[Fact, ...] = ()
     forget: tuple[str, ...] = ()
     """Backends whose UDP flows are to be forgotten."""
+    ports: tuple[int, ...] = ()
+    """Published UDP ports that come or go: a flow that began before would stay where it was led then."""
+    at: tuple[str, ...] = ()
+    """Of `forget`, to which the host itself leads."""
 
     @property
     def empty(self) -> bool:
@@ -67,7 +71,17 @@ def diff(applied: Wanted, wanted: Wanted, table: str, *, dead: Set[str] = frozen
         host=script(HOST, table, added, removed),
         remove=tuple(gone),
         forget=tuple(sorted(applied.datagrams - wanted.datagrams)),
+        at=tuple(sorted({f.value.split()[0] for f in removed if isinstance(f, Element) and (f.where, f.set) == (HOST, "at")})),
+        ports=tuple(sorted({port for f in added ^ removed if (port := _udp_port(f))})),
     )
+
+
+def _udp_port(fact: Fact) -> int:
+    """0: not a published UDP port."""
+    if isinstance(fact, Element) and fact.where == HOST and fact.set in ("pub", "atpub"):
+        protocol, port = fact.key.split(" . ")[-2:]
+        return int(port) if protocol == "udp" else 0
+    return 0
 
 
 def key(fact: Fact) -> tuple[object, ...]:

@@ -15,6 +15,8 @@ KEPT = 64
 FIRST_PORT, PORTS_END = 1024, 65536
 UPLINK_GROUP = 1
 """Device group of the router's uplink. Networks have their VNI, from 4096."""
+LEAVING_GROUP = 2
+"""Device group of links that are to be deleted at once."""
 ROUTER, HOST = "router", "host"
 PROTOCOLS = ("tcp", "udp", "sctp")
 

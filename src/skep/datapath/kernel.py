@@ -11,7 +11,7 @@ from skep.datapath.conntrack import forget_udp
 from skep.datapath.desired import Wanted
 from skep.datapath.diff import Change
 from skep.datapath.facts import KEPT, MAIN, UPLINK_GROUP, WAYS, Address, Fact, Forwarding, Group, HostRoute, Neighbour, Route, Rule, Vxlan
-from skep.datapath.router import NOT_FOR_CONTAINERS, Router
+from skep.datapath.router import NOT_FOR_CONTAINERS, Router, delete_links
 from skep.errors import SkepError
 
 AF_BRIDGE = 7
@@ -57,8 +57,8 @@ class Kernel:
         if change.forget or change.ports:
             with netns.entered(router.fd):
                 forget_udp(change.forget, change.ports)
-            # a port at one address is translated by the host itself
-            forget_udp(change.forget, change.ports)
+        if change.at or change.ports:
+            forget_udp(change.at, change.ports)
 
     def revive(self, addresses: Iterable[str]) -> None:
         """Addresses that were declared dead are not ours any more."""
@@ -68,8 +68,9 @@ class Kernel:
             self._router.net_rules.run(f"add {dead}\ndelete {dead}\n")
 
     def _delete_links(self, links: Iterable[str]) -> None:
+        links = list(links)
+        delete_links(self._router.net, links)
         for link in links:
-            self._router.net.send([netlink.del_link(link)])
             self.forget_link(link)
 
     def _add_vxlan(self, v: Vxlan) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from skep.clock import Clock
 from skep.datapath import local, netns, ports, repair
 from skep.datapath.base import HostPort, LocalState, Place, Sandbox, Snapshot
-from skep.datapath.desired import OVERHEAD, Here, LocalPlace, LocalPort, Wanted, desired, is_ipv4, mtu_of, place_facts, usable, vni_of
+from skep.datapath.desired import OVERHEAD, Here, LocalPlace, LocalPort, Memo, Wanted, desired, is_ipv4, mtu_of, place_facts, usable, vni_of
 from skep.datapath.diff import diff
 from skep.datapath.facts import KEPT, Group
 from skep.datapath.inspection import Faults, Inspection
@@ -44,6 +44,7 @@ class Layout:
         self._snapshot: Snapshot | None = None
         self._local = LocalState()
         self._local_file, self._member_file = run_root / "local.json", run_root / "member"
+        self._memo = Memo()
         self._applied = Wanted()
         self._dead: set[str] = set()
         """Addresses we have declared dead since the last comparison; the kernel may have let them go since."""
@@ -114,7 +115,7 @@ class Layout:
     def _wanted(self) -> Wanted:
         places = [p for r in self._sandboxes.records.values() for p in r.places]
         ports = self._ports()
-        wanted = desired(self._snapshot or Snapshot(), Here(address=self._address, mtu=self._mtu), places, ports)
+        wanted = desired(self._snapshot or Snapshot(), Here(address=self._address, mtu=self._mtu), places, ports, self._memo)
         facts = local.local_facts(self._local, ports, self._kernel.host_addresses())
         datagrams = {p.address for p in ports if p.protocol == "udp"}
         return Wanted(wanted.facts | facts, wanted.present, wanted.datagrams | datagrams)
@@ -172,13 +173,13 @@ class Layout:
         """What differs from what we left, a sentence each; mended and counted if so wished."""
         if not self._router.is_open:
             return []
+        self._inspection.begin()
+        if self._trusted and self._inspection.settled:
+            return []
         wanted = self._wanted()
         if mend and self._trusted and wanted != self._applied:
             # what the node itself is like has changed, as its addresses: no fault of anybody's
             self._settle()
-        self._inspection.begin()
-        if self._trusted and self._inspection.settled:
-            return []
         said = self._look(wanted, self._applied if self._trusted else None, mend=mend)
         if mend and said:
             self.mended += len(said)

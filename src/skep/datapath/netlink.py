@@ -149,6 +149,11 @@ def del_link(name: str) -> Message:
     return Message(DELLINK, REQUEST | ACK, _link() + text(3, name), f"link del {name}", (errno.ENODEV,))
 
 
+def del_group(group: int) -> Message:
+    """All links of a device group, at once."""
+    return Message(DELLINK, REQUEST | ACK, _link() + u32(27, group), f"link del group {group}", (errno.ENODEV,))
+
+
 def address(index: int, value: str, prefix: int, *, delete: bool = False, what: str = "") -> Message:
     body = struct.pack("=BBBBI", socket.AF_INET, prefix, 0, 0, index) + ip(2, value) + ip(1, value)
     verb = f"addr {'del' if delete else 'add'} {value}/{prefix} dev {what or index}"

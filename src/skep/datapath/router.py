@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 from skep.datapath import netlink, netns, nft, rules
-from skep.datapath.facts import UPLINK_GROUP
+from skep.datapath.facts import LEAVING_GROUP, UPLINK_GROUP
 from skep.datapath.local import HostNetwork
 from skep.datapath.rules import UPLINK
 from skep.errors import Invalid, SkepError
@@ -169,13 +169,23 @@ class Router:
             try:
                 with netns.entered(fd), netlink.Socket() as net:
                     # a device that only goes with its namespace keeps its VNI for a while
-                    net.send([netlink.del_link(link.name) for link in net.links().values() if link.kind == "vxlan"])
+                    delete_links(net, [link.name for link in net.links().values() if link.kind == "vxlan"])
             finally:
                 os.close(fd)
         with netlink.Socket() as host:
             host.send([netlink.del_link(self.link)])
         delete_table(self.table)
         netns.remove(self.pin)
+
+
+def delete_links(net: netlink.Socket, names: list[str]) -> None:
+    """Several at once, as a group: one by one the kernel takes 10 to 30 ms each."""
+    if len(names) > 1:
+        indexes = [index for name in names if (index := net.index(name))]
+        net.send([netlink.set_link(index, "group", group=LEAVING_GROUP) for index in indexes])
+        net.send([netlink.del_group(LEAVING_GROUP)])
+    else:
+        net.send([netlink.del_link(name) for name in names])
 
 
 def delete_table(table: str) -> None:
