@@ -250,3 +250,33 @@ def local(*names: tuple[str, str, tuple[str, ...]], networks: tuple[LocalNetwork
     return LocalState(
         networks={n.id: n for n in networks}, names=tuple(LocalName(network_id=n, address=a, names=words) for n, a, words in names)
     )
+
+
+BASE = (
+    network(1),
+    network(2),
+    service("web", 1, "10.0.1.2", aliases=("www", "www.example.com")),
+    task("web", 1, 1, "10.0.1.11"),
+    task("web", 2, 1, "10.0.1.12"),
+    service("api", 1),
+    task("api", 1, 1, "10.0.1.21"),
+    task("api", 2, 1, "10.0.1.22"),
+    task("api", 3, 1, "10.0.1.23", serving=False),
+    container(1, "10.0.1.31", "box", "0123456789ab"),
+    service("secret", 2, "10.0.2.2"),
+    task("secret", 1, 2, "10.0.2.11"),
+)
+
+
+def named(question: dnslib.DNSRecord) -> dnslib.DNSRecord:
+    """example.org is 192.0.2.1, big.org has 100 addresses, broken.org fails; nothing else is."""
+    reply = question.reply()
+    name = str(question.q.qname).rstrip(".").lower()
+    if name == "example.org":
+        reply.add_answer(dnslib.RR(question.q.qname, rdata=dnslib.A("192.0.2.1"), ttl=60))
+    elif name == "big.org":
+        for i in range(100):
+            reply.add_answer(dnslib.RR(question.q.qname, rdata=dnslib.A(f"192.0.2.{i}"), ttl=60))
+    else:
+        reply.header.rcode = dnslib.RCODE.SERVFAIL if name == "broken.org" else dnslib.RCODE.NXDOMAIN
+    return reply
