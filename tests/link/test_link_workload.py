@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skep.clock import SECOND
 from skep.model.enums import TaskState as S
 from skep.model.task import TaskStatus
-from skep.plan.workload import IDLE, Call, Ended, Situation, Step, after, exit_error, next_step
+from skep.plan.workload import IDLE, Call, Ended, Situation, Step, after, exit_error, next_step, stop_time
 
 RUN, STOP = S.RUNNING, S.SHUTDOWN
 
@@ -42,6 +43,12 @@ def situation(desired: S, state: S, **fields: object) -> Situation:
         (situation(S.REMOVE, S.RUNNING), Step(call=Call.SHUTDOWN)),
         (situation(STOP, S.RUNNING, busy=Call.SHUTDOWN), IDLE),
         (situation(STOP, S.RUNNING, stopped=True), Step(state=S.SHUTDOWN, message="shutdown")),
+        # told to stop, and others still send to it
+        (situation(STOP, S.RUNNING, busy=Call.WAIT, leaving=True), IDLE),
+        (situation(STOP, S.RUNNING, leaving=True), IDLE),
+        (situation(STOP, S.RUNNING, stopped=True, leaving=True), Step(state=S.SHUTDOWN, message="shutdown")),
+        (situation(STOP, S.RUNNING, failure="unhealthy container", leaving=True), Step(call=Call.SHUTDOWN)),
+        (situation(STOP, S.RUNNING, withdrawn=True, busy=Call.WAIT, leaving=True), Step(cancel=True)),
         # ended
         (situation(STOP, S.FAILED, stopped=True), IDLE),
         (situation(RUN, S.COMPLETE, stopped=True), IDLE),
@@ -91,6 +98,21 @@ def test_an_end_that_nobody_saw_is_a_failure() -> None:
     assert "exit code unknown" in exit_error(Ended(known=False))
 
 
+@pytest.mark.parametrize(
+    ("left_at", "drain", "stop_at"),
+    [
+        (0, 0, 12),
+        (11, 0, 11),
+        (9, 0, 10),  # it was known before it was told
+        (15, 0, 12),  # too late: two seconds are enough
+        (11, 5, 16),
+        (0, 5, 17),
+    ],
+)
+def test_it_stops_when_it_has_left_or_after_two_seconds_and_then_drains(left_at: int, drain: int, stop_at: int) -> None:
+    assert stop_time(10 * SECOND, left_at * SECOND, drain * SECOND) == stop_at * SECOND
+
+
 @given(
     desired=st.sampled_from([S.READY, S.RUNNING, S.COMPLETE, S.SHUTDOWN, S.REMOVE]),
     state=st.sampled_from(list(S)),
@@ -99,11 +121,13 @@ def test_an_end_that_nobody_saw_is_a_failure() -> None:
     stopped=st.booleans(),
     failure=st.sampled_from(["", "x"]),
     network_ready=st.booleans(),
+    leaving=st.booleans(),
 )
 def test_no_step_goes_back_and_no_two_calls_run_at_once(
-    desired: S, state: S, busy: Call | None, withdrawn: bool, stopped: bool, failure: str, network_ready: bool
+    desired: S, state: S, busy: Call | None, withdrawn: bool, stopped: bool, failure: str, network_ready: bool, leaving: bool
 ) -> None:
-    now = situation(desired, state, busy=busy, withdrawn=withdrawn, stopped=stopped, failure=failure, network_ready=network_ready)
+    fields = {"busy": busy, "withdrawn": withdrawn, "stopped": stopped, "failure": failure}
+    now = situation(desired, state, network_ready=network_ready, leaving=leaving, **fields)
     step = next_step(now)
     assert step.state is None or step.state > state
     assert busy is None or (step.call is None and step.state is None)
