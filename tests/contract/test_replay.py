@@ -30,11 +30,10 @@ SKIPPED: dict[str, dict[str, str]] = {
         "848": "a subnet that another network has: Docker takes it, and never gives it to anybody; skep refuses it (400)",
         "849": "a bridge of the cluster: skep's cluster networks are overlays (501)",
         "832 864": "what earlier commands, not replayed here, had left behind",
-        "835-837": "plain containers: skep creates none yet (501)",
         "847": "the recorded connection broke",
         "863 870": "the swarm had been made anew by then, with another address pool",
-        "867": "sizes shared between images are not measured",
-        "868": "volumes: not kept yet",
+        "867": "what the recorded images share: those of the world have no layers",
+        "868": "volumes that earlier commands, not replayed here, had left",
     },
     "not-a-manager.jsonl": {"889": "a second recording of the same command: the node has left by then"},
     "stacks.jsonl": {

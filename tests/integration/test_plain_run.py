@@ -413,3 +413,11 @@ def test_a_client_that_waits_for_the_end_is_told(world: World) -> None:
     assert world.api("POST", "/containers/wt/wait?condition=bogus")[0] == 400
     world.docker("run", "-d", "--name", "wr", "--rm", "box:1", "sh", "-c", "sleep 0.5; exit 9")
     assert world.api("POST", "/containers/wr/wait?condition=removed") == (200, {"StatusCode": 9})
+
+
+def test_attach_shows_what_was_written_before(world: World) -> None:
+    world.docker("run", "-d", "--name", "at", "box:1", "sh", "-c", "echo one; sleep 1; echo two")
+    world.until(lambda: "one" in world.out("logs", "at"), "it has begun")
+    status, data = world.api("POST", "/containers/at/attach?logs=1&stream=1&stdout=1&stderr=1")
+    assert status == 200 and data == b"\x01\0\0\0\0\0\0\x04one\n\x01\0\0\0\0\0\0\x04two\n"
+    assert world.api("POST", "/containers/at/attach?logs=1&stdout=1") == (200, data)

@@ -36,12 +36,11 @@ from skep.node.plain_config import (
     record_of,
 )
 from skep.node.plain_ends import Ends
+from skep.node.plain_errors import stop_timeout, warnings_of
 from skep.node.plain_place import Placed, Places
 from skep.node.plain_spec import build, merged, normal
 from skep.node.restart import again
 from skep.node.volumes import Volumes
-
-STOP_TIMEOUT = 10
 
 
 class Plain(Ends):
@@ -66,10 +65,12 @@ class Plain(Ends):
 
     async def create(self, request: CreateRequest, name: str = "", platform: str = "") -> tuple[str, list[str]]:
         """(id, warnings). Raises Invalid, NotFound `No such image: X`, Conflict where the name is taken."""
+        if request == CreateRequest():
+            raise Invalid("config cannot be empty in order to create a container")
+        if b"\\u0000" in msgspec.json.encode(request):
+            raise Invalid("invalid JSON: a string contains the character NUL")
         if name:
             name = check_name(name)
-        if not request.image:
-            raise Invalid("config cannot be empty in order to create a container" if request == CreateRequest() else "no image specified")
         runtime = str(self._engine.describe().get("runtime", ""))
         host = request.host_config
         asked = Config(**{field: getattr(request, field) for field in Config.__struct_fields__})
@@ -385,15 +386,3 @@ class Plain(Ends):
         async with self._lock(id):
             container = self.find(id)
             yield container, self._record(container)
-
-
-def stop_timeout(record: Record) -> int:
-    return record.config.stop_timeout if record.config.stop_timeout is not None else STOP_TIMEOUT
-
-
-def warnings_of(host: HostConfig) -> list[str]:
-    found = []
-    if host.oom_kill_disable and not host.memory:
-        found.append("OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of "
-                     "resources.")  # fmt: skip
-    return found

@@ -236,6 +236,11 @@ class Joined(Stored, frozen=True, kw_only=True):
     names: tuple[str, ...] = ()
 
 
+def blank(one: Joined) -> Joined:
+    """As it is while the container does not run."""
+    return msgspec.structs.replace(one, endpoint_id="", address="", gateway="", mac="", names=())
+
+
 class Record(Stored, frozen=True, kw_only=True):
     config: Config
     host: HostConfig

@@ -14,10 +14,11 @@ import msgspec
 
 from skep.clock import Clock
 from skep.engine.base import Container, Engine, Exit
-from skep.errors import Invalid, NotFound, SkepError, Unavailable
+from skep.errors import NotFound, SkepError, Unavailable
 from skep.node import plain_mounts, restart
 from skep.node.health import Health, Probe, probe_of, watch
-from skep.node.plain_config import Point, Record, extra_of, record_of
+from skep.node.plain_config import Point, Record, blank, extra_of, record_of
+from skep.node.plain_errors import start_error
 from skep.node.plain_place import Places
 from skep.node.timing import until_first
 from skep.node.volumes import Volumes
@@ -95,6 +96,8 @@ class Ends:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
+                if self.places.attachments is not None:
+                    self.places.attachments.when_lost(lambda id, network_id: void(self._spawn(self._lost(id, network_id), id)))
                 for container in list(self._engine.all()):
                     self._take_up(container)
                 while True:
@@ -145,7 +148,8 @@ class Ends:
         await self._clean(id)
         try:
             with self._volumes.hold(*(point.name for point in record.points if point.name)):
-                await asyncio.to_thread(plain_mounts.make_sources, record.points)
+                if any(point.type == "bind" for point in record.points):
+                    await asyncio.to_thread(plain_mounts.make_sources, record.points)
                 await self._volumes.ready(container.config.mounts)
                 self._placed.add(id)
                 placed = await self.places.join(container, record)
@@ -245,7 +249,7 @@ class Ends:
         self._placed.discard(id)
         if record.ports or any(one.address or one.endpoint_id for one in record.joined):
             self._tell_places(container, record, "disconnect", "unmount")
-            joined = tuple(msgspec.structs.replace(one, endpoint_id="", address="", gateway="", mac="", names=()) for one in record.joined)
+            joined = tuple(blank(one) for one in record.joined)
             await self._keep(id, msgspec.structs.replace(record, joined=joined, ports=()))
 
     async def _remove(self, container: Container, record: Record, *, volumes: bool) -> None:
@@ -273,6 +277,18 @@ class Ends:
         for future in self._waiters.pop(id, []):
             if not future.done():
                 future.set_result(ended or Exit(code=0, at=self._clock.now(), known=False))
+
+    async def _lost(self, id: str, network_id: str) -> None:
+        """The cluster took its place on a network away: it runs on without it."""
+        async with self._lock(id):
+            container = self._engine.get(id)
+            record = record_of(container.config) if container is not None else None
+            if container is None or record is None or not container.running:
+                return
+            log.warning("container %s: its place on network %s was taken away", id[:12], network_id)
+            placed = await self.places.lose(container, record, network_id)
+            new = msgspec.structs.replace(record, joined=placed.joined, ports=placed.ports)
+            await self._engine.amend(id, extra=extra_of(new), hosts=placed.hosts)
 
     # started again by its policy
 
@@ -351,32 +367,9 @@ class Ends:
                     await self._keep(id, msgspec.structs.replace(self._record(container), health=told))
 
 
+def void(_: object) -> None:
+    """For callbacks that give nothing."""
+
+
 def anonymous_of(points: tuple[Point, ...]) -> list[str]:
     return [point.name for point in points if point.anonymous]
-
-
-def start_error(error: SkepError, program: str) -> tuple[int, SkepError]:
-    """(exit code, the error). A program that is not there is 127, one that cannot be run 126, as the CLI finds them in the text."""
-    text, low = error.text, error.text.lower()
-    if "OCI runtime" not in text:
-        return 128, error
-    process = "OCI runtime create failed: unable to start container process: "
-    head = "failed to create task for container: failed to create shim task: "
-    if "executable file not found" in low:
-        return 127, Invalid(f"{head}{text}: unknown")
-    low = low.replace("open executable: operation not permitted", "permission denied")
-    for phrase in ("permission denied", "is a directory"):
-        if phrase in low:  # the runtimes word it in different ways
-            return 126, Invalid(f'{head}{process}exec: "{program}": {phrase}: unknown')
-    if "not a directory" in low:
-        hint = "Are you trying to mount a directory onto a file (or vice-versa)?"
-        hint += " Check if the specified host path exists and is the expected type"
-        return 127, Invalid(f"{head}{text}: unknown: {hint}")
-    if "no such file or directory" in low:
-        return 127, Invalid(f"{head}{_lower_errno(text)}: unknown")
-    return 128, SkepError(f"{head}{text}: unknown")
-
-
-def _lower_errno(text: str) -> str:
-    """As Go writes it: the CLI looks for these words."""
-    return text.replace("No such file or directory", "no such file or directory")

@@ -6,7 +6,7 @@ both kinds. See docs/containers.md and docs/network.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -19,7 +19,7 @@ from skep.ids import Random, new_hex
 from skep.node.base import Attachments, LocalNetworks, is_task_sandbox
 from skep.node.container import SANDBOX_SYSCTLS, NodeFacts
 from skep.node.plain_check import container_of
-from skep.node.plain_config import EndpointSettings, Joined, Record, record_of
+from skep.node.plain_config import EndpointSettings, Joined, Record, blank, record_of
 from skep.node.plain_files import (
     SHORT,
     check_settings,
@@ -33,6 +33,7 @@ from skep.node.plain_files import (
 )
 
 ASK_AGAIN = 2 * SECOND
+HOST_STAYS = "container cannot be disconnected from host network or connected to host network"
 NO_SUCH = "failed to set up container networking: {}"
 
 
@@ -158,10 +159,10 @@ class Places:
         if local is not None:
             if local.config_only or local.driver != "bridge":
                 raise Invalid(f"container cannot be connected to network {local.name}")
-            mac = settings.mac_address
-            endpoint = await self._networks.reserve(local.id, config.id, address=settings.address, mac=mac, names=names)
+            wanted = {"address": settings.address, "mac": settings.mac_address}
+            endpoint = await self._networks.reserve(local.id, config.id, names=names, **wanted)
             address, gateway, endpoint_id = endpoint.address, endpoint.gateway, endpoint.id
-            network_id, name, mac = local.id, local.name, endpoint.mac or mac
+            network_id, name, mac = local.id, local.name, endpoint.mac or settings.mac_address
         else:
             if self.attachments is None:
                 raise NotFound(NO_SUCH.format(f"network {one.network} not found"))
@@ -187,8 +188,7 @@ class Places:
         if not wanted:
             return ()
         for one in joined:
-            local = self._networks.get(one.network_id)
-            if one.address and (local is None or not local.internal):
+            if self._may_publish(one):
                 address = one.address.partition("/")[0]
                 try:
                     return await self._datapath.publish(container.config.id, address, wanted)
@@ -236,8 +236,8 @@ class Places:
         """Raises Forbidden where it is not on it."""
         name = await self._name_of(reference, gone=True)
         gone = next((one for one in record.joined if name in (one.network, one.network_id)), None)
-        if name in ("host",) or record.host.network_mode == "host":
-            raise Forbidden("container cannot be disconnected from host network or connected to host network")
+        if "host" in (name, record.host.network_mode):
+            raise Forbidden(HOST_STAYS)
         if gone is None:
             raise Forbidden(f"container {container.config.id} is not connected to network {name}")
         left = tuple(one for one in record.joined if one is not gone)
@@ -254,12 +254,18 @@ class Places:
                     ports = await self._publish(container, record, left)
         return gone, Placed(hosts=self._hosts(record, left), resolv_conf=resolver_conf(record, self.facts), joined=left, ports=ports)
 
+    async def lose(self, container: Container, record: Record, network_id: str) -> Placed:
+        """Without the place that is given to others now; the network is joined again with the next start."""
+        await self._datapath.disconnect(container.config.id, network_id)
+        joined = tuple(blank(one) if one.network_id == network_id else one for one in record.joined)
+        return Placed(hosts=self._hosts(record, joined), joined=joined, ports=record.ports)
+
     def _published_at(self, record: Record) -> Joined | None:
-        for one in record.joined:
-            local = self._networks.get(one.network_id)
-            if one.address and (local is None or not local.internal):
-                return one
-        return None
+        return next((one for one in record.joined if self._may_publish(one)), None)
+
+    def _may_publish(self, one: Joined) -> bool:
+        local = self._networks.get(one.network_id)
+        return bool(one.address) and (local is None or not local.internal)
 
     async def _give_back(self, id: str, one: Joined) -> None:
         if self._networks.get(one.network_id) is not None:
@@ -281,8 +287,8 @@ class Places:
 
     def _refuse_change(self, container: Container, record: Record, name: str) -> None:
         mode = record.host.network_mode
-        if name == "host" or mode == "host":
-            raise Forbidden("container cannot be disconnected from host network or connected to host network")
+        if "host" in (name, mode):
+            raise Forbidden(HOST_STAYS)
         if container_of(mode):
             raise Forbidden("container sharing network namespace with another container or host cannot be connected to any other network")
         if name == "none" or any(one.network == "none" for one in record.joined):
@@ -340,8 +346,7 @@ class Places:
             raise Conflict(f"cannot join network namespace of a non running container: container {other.config.name} is {status}")
         return Placed(netns=f"/proc/{other.pid}/ns/net", hosts=other.config.hosts, resolv_conf=other.config.resolv_conf)
 
-    def _resolving(self, container: Container, record: Record, joined: Iterable[Joined]) -> Resolving:
-        joined = tuple(joined)
+    def _resolving(self, container: Container, record: Record, joined: Sequence[Joined]) -> Resolving:
         names = tuple(dict.fromkeys(name for one in joined for name in own_names(container, record, one.settings)))
         links = {name: address for one in joined for address, others in self._links(record, one) for name in others}
         return Resolving(servers=record.host.dns, own_names=names, links=links)

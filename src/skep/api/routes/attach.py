@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import web
@@ -11,7 +12,7 @@ from skep.api.routes.containers import find
 from skep.api.routes.lifecycle import owned
 from skep.api.routing import ENCODER, Call, Routes, nothing
 from skep.api.streams import Hijacked, begin, close_writer, detach_keys, pump, stream_type, take_over
-from skep.engine.base import Container, Exit
+from skep.engine.base import Container, Exit, LogRecord, Streams
 from skep.errors import Conflict, Invalid, NotImplementedHere, SkepError
 
 ROUTES = Routes()
@@ -88,7 +89,7 @@ async def resize(call: Call) -> web.StreamResponse:
     return nothing()
 
 
-@ROUTES.add("POST", "/containers/{id}/attach", refuses={"logs": "skep does not replay logs on attach: read them with docker logs"})
+@ROUTES.add("POST", "/containers/{id}/attach")
 async def attach(call: Call) -> web.StreamResponse:
     """Also before the start, and before it is started again: nothing of its output is missed then."""
     container = find(call)
@@ -106,12 +107,18 @@ async def attach(call: Call) -> web.StreamResponse:
         raise Invalid(f"Invalid escape keys ({call.query.get('detachKeys', '')}) provided: {error}") from None
     live = loose_bool(call.query, "stream")
     chosen = {name: loose_bool(call.query, name) for name in ("stdin", "stdout", "stderr")}
-    streams = await call.context.engine.attach(config.id)
+    replay = loose_bool(call.query, "logs")
+    if replay and live and config.tty:
+        raise NotImplementedHere("skep does not replay the log of a terminal on attach: read it with docker logs first")
+    streams: Streams = await call.context.engine.attach(config.id)
+    if replay:
+        call.state.spawn(_drain(streams))
+        streams = _Replayed(streams, call.context.engine.logs(config.id, follow=live))
     try:
         reader, writer = await take_over(call, stream_type(call, config.tty))
         call.context.events.container("attach", container, {})
         try:
-            if live:
+            if live or replay:
                 stdin = chosen["stdin"] and config.stdin
                 ended = await pump(
                     streams, reader, writer, tty=config.tty, stdin=stdin, stdout=chosen["stdout"], stderr=chosen["stderr"], keys=keys
@@ -124,6 +131,33 @@ async def attach(call: Call) -> web.StreamResponse:
     finally:
         await streams.close()
     return Hijacked()
+
+
+async def _drain(streams: Streams) -> None:
+    """Its output is read from the log; here it must not stand in the process' way."""
+    async for _ in streams.output():
+        pass
+
+
+class _Replayed:
+    """Streams whose output is the log from its beginning on: what was written is shown once, before as after attaching."""
+
+    def __init__(self, streams: Streams, records: AsyncIterator[LogRecord]) -> None:
+        self._streams = streams
+        self._records = records
+
+    async def output(self) -> AsyncIterator[tuple[int, bytes]]:
+        async for record in self._records:
+            yield record.stream, record.data
+
+    async def write(self, data: bytes) -> None:
+        await self._streams.write(data)
+
+    async def close_stdin(self) -> None:
+        await self._streams.close_stdin()
+
+    async def close(self) -> None:
+        await self._streams.close()
 
 
 @ROUTES.add("GET", "/containers/{id}/attach/ws")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -196,7 +197,8 @@ def _details(described: Described) -> dict[str, str]:
             if name in values:
                 found[name] = values[name]
         if pattern := options.get(f"{option}-regex", ""):
-            found |= {name: value for name, value in values.items() if re.search(pattern, name)}
+            with contextlib.suppress(re.error):
+                found |= {name: value for name, value in values.items() if re.search(pattern, name)}
     return found
 
 

@@ -1,0 +1,329 @@
+"""Plain containers over an engine, a data path and networks in memory: policies by the clock, ends, failed starts, a daemon's restart."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from skep.clock import MILLISECOND, MINUTE, SECOND
+from skep.engine.base import Exit, Image, ImageConfig
+from skep.errors import Conflict, Invalid, NotFound, NotImplementedHere, SkepError
+from skep.node import restart
+from skep.node.container import NodeFacts
+from skep.node.naming import random_name
+from skep.node.plain import Plain
+from skep.node.plain_config import CreateRequest, EndpointSettings, RestartPolicy, UpdateRequest, record_of
+from skep.node.plain_mounts import parse_bind
+from skep.node.volumes import Volumes
+from skep.testing.fake_datapath import FakeDatapath
+from skep.testing.fake_engine import FakeEngine
+from skep.testing.fake_networks import FakeNetworks
+from skep.testing.jump_clock import JumpClock
+
+IMAGE = "box:1"
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.clock = JumpClock()
+        self.rng = random.Random(1)
+        self.engine = FakeEngine(self.clock)
+        self.datapath = FakeDatapath(self.clock)
+        self.networks = FakeNetworks(self.clock, self.rng)
+        self.volumes = Volumes(folder, self.clock, self.rng, containers=self.engine.all)
+        config = ImageConfig(cmd=("serve",), env=("A=1",), volumes=("/data",), exposed_ports=("80/tcp",))
+        self.engine.images_.add(IMAGE, Image(id="sha256:" + "2" * 64, tags=(IMAGE,), architecture="amd64", config=config))
+        self.told: list[str] = []
+        self.plain = self.new_plain()
+
+    def new_plain(self) -> Plain:
+        facts = NodeFacts(hostname="host1", resolv_conf="nameserver 10.0.2.3\n")
+        plain = Plain(self.engine, self.datapath, self.networks, self.volumes, self.clock, self.rng, facts)
+
+        def tell(kind: str, action: str, subject: Any, attributes: Mapping[str, str]) -> None:
+            self.told.append(f"{kind} {action}")
+
+        plain.tell = tell
+        return plain
+
+    async def create(self, name: str = "c1", **body: Any) -> str:
+        return (await self.plain.create(msgspec.convert({"Image": IMAGE, **body}, CreateRequest), name))[0]
+
+    async def run(self, name: str = "c1", **body: Any) -> str:
+        id = await self.create(name, **body)
+        await self.plain.start(id)
+        return id
+
+    def record(self, id: str) -> Any:
+        container = self.engine.get(id)
+        assert container is not None
+        return record_of(container.config)
+
+    async def until(self, holds: Callable[[], Any]) -> None:
+        for _ in range(100_000):
+            if holds():
+                return
+            await asyncio.sleep(0)
+        raise AssertionError("did not happen")
+
+
+def play(folder: Path, story: Callable[[World], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        w = World(folder)
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            await w.plain.start_up()
+            running = group.create_task(w.plain.run())
+            await asyncio.sleep(0)
+            try:
+                await story(w)
+            finally:
+                running.cancel()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "code", "known", "stopped", "restarts", "expected"),
+    [
+        ("no", 0, 1, True, False, 0, False),
+        ("always", 0, 0, True, False, 99, True),
+        ("always", 0, 0, True, True, 0, False),
+        ("unless-stopped", 0, 1, True, False, 0, True),
+        ("unless-stopped", 0, 1, True, True, 0, False),
+        ("on-failure", 0, 0, True, False, 0, False),
+        ("on-failure", 0, 1, True, False, 99, True),
+        ("on-failure", 3, 1, True, False, 2, True),
+        ("on-failure", 3, 1, True, False, 3, False),
+        ("on-failure", 0, 0, False, False, 0, True),
+    ],
+)
+def test_who_is_started_again(name: str, most: int, code: int, known: bool, stopped: bool, restarts: int, expected: bool) -> None:
+    policy = RestartPolicy(name=name, maximum_retry_count=most)
+    ended = Exit(code=code, at=1, known=known)
+    assert restart.again(policy, ended, stopped=stopped, restarts=restarts) is expected
+    at_boot = restart.again_at_boot(policy, ended, stopped=stopped, restarts=restarts)
+    assert at_boot is (expected or name == "always")
+
+
+def test_delays_double_to_a_minute_and_begin_anew() -> None:
+    delays = [restart.next_delay(0, 0)]
+    while delays[-1] < MINUTE:
+        delays.append(restart.next_delay(delays[-1], 0))
+    assert delays[:4] == [100 * MILLISECOND, 200 * MILLISECOND, 400 * MILLISECOND, 800 * MILLISECOND]
+    assert restart.next_delay(MINUTE, 0) == MINUTE and restart.next_delay(MINUTE, 10 * SECOND) == 100 * MILLISECOND
+
+
+def test_a_policy_waits_longer_each_time(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        id = await w.run(HostConfig={"RestartPolicy": {"Name": "always"}})
+        times = []
+        for _ in range(4):
+            w.engine.end(id, 1)
+            ended = w.clock.now()
+            await w.until(lambda: (c := w.engine.get(id)) is not None and c.running)
+            times.append((w.clock.now() - ended) // MILLISECOND)
+        assert times == [100, 200, 400, 800] and w.record(id).restarts == 4
+        await w.plain.restart(id, seconds=0)
+        assert w.record(id).restarts == 0
+
+    play(tmp_path, story)
+
+
+def test_a_stop_while_it_waits_for_its_restart(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        id = await w.run(HostConfig={"RestartPolicy": {"Name": "unless-stopped"}})
+        w.engine.end(id, 1)
+        assert w.plain.is_restarting(id), "also before it was looked at"
+        await w.until(lambda: w.record(id).due)
+        waiting = asyncio.ensure_future(w.plain.settled(id))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        assert await w.plain.stop(id) is True
+        assert (await waiting).code == 1 and not w.plain.is_restarting(id) and w.record(id).stopped
+        await w.clock.sleep(MINUTE)
+        assert w.engine.starts == [id]
+        assert await w.plain.stop(id) is False
+
+    play(tmp_path, story)
+
+
+def test_its_place_is_given_back_and_taken_anew(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        network = await w.networks.create("n1")
+        id = await w.create(
+            HostConfig={"NetworkMode": "n1", "PortBindings": {"80/tcp": [{"HostPort": "8080"}]}},
+            NetworkingConfig={"EndpointsConfig": {"n1": {"Aliases": ["al"]}}},
+        )
+        assert w.networks.endpoints(network.id) == []
+        await w.plain.start(id)
+        (endpoint,) = w.networks.endpoints(network.id)
+        container = w.engine.get(id)
+        assert container is not None and endpoint.names == ("c1", "al", id[:12]) and w.datapath.ports[id][0].published == 8080
+        assert container.config.netns == f"/run/netns/{id}" and "nameserver 127.0.0.11" in container.config.resolv_conf
+        assert container.config.hosts == (f"{endpoint.address.partition('/')[0]}\t{id[:12]}",)
+        w.engine.end(id, 0)
+        await w.until(lambda: not w.networks.endpoints(network.id))
+        await w.until(lambda: not w.record(id).joined[0].address)
+        assert not w.datapath.places and not w.datapath.ports
+        await w.plain.start(id)
+        assert w.networks.endpoints(network.id) and w.record(id).joined[0].settings == EndpointSettings(aliases=("al",))
+
+    play(tmp_path, story)
+
+
+def test_a_start_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        w.engine.fail["start"] = NotFound(
+            'OCI runtime create failed: unable to start container process: exec: "x": executable file not found in $PATH'
+        )
+        id = await w.create()
+        with pytest.raises(Invalid) as failed:
+            await w.plain.start(id)
+        assert failed.value.text.endswith("executable file not found in $PATH: unknown")
+        assert not w.datapath.places and w.record(id).error_code == 127 and len(w.volumes.all()) == 1
+        auto = await w.create("c2", HostConfig={"AutoRemove": True})
+        with pytest.raises(Invalid):
+            await w.plain.start(auto)
+        assert w.engine.get(auto) is None and len(w.volumes.all()) == 1, "and its anonymous volume"
+        del w.engine.fail["start"]
+        w.datapath.fail["publish"] = Conflict("Bind for 0.0.0.0:80 failed: port is already allocated")
+        ported = await w.create("c3", HostConfig={"PortBindings": {"80/tcp": [{"HostPort": "80"}]}})
+        with pytest.raises(SkepError) as taken:
+            await w.plain.start(ported)
+        assert "port is already allocated" in taken.value.text and not w.datapath.places
+        del w.datapath.fail["publish"]
+        await w.plain.start(ported)
+        assert w.record(ported).error == ""
+
+    play(tmp_path, story)
+
+
+def test_rm_by_itself_and_by_hand(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        id = await w.run(HostConfig={"AutoRemove": True})
+        assert len(w.volumes.all()) == 1
+        w.engine.end(id, 3)
+        await w.until(lambda: w.engine.get(id) is None)
+        await w.until(lambda: not w.volumes.all())
+        kept = await w.run()
+        with pytest.raises(Conflict):
+            await w.plain.remove(kept)
+        await w.plain.remove(kept, force=True)
+        assert w.engine.get(kept) is None and len(w.volumes.all()) == 1 and not w.datapath.places
+        again = await w.run()
+        waiting = asyncio.ensure_future(w.plain.settled(again))
+        await asyncio.sleep(0)
+        await w.plain.remove(again, force=True, volumes=True)
+        await waiting
+        assert len(w.volumes.all()) == 1
+
+    play(tmp_path, story)
+
+
+def test_names_and_what_is_refused(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        await w.create("c1")
+        for error, name, body in (
+            (Conflict, "c1", {}),
+            (Invalid, "a!b", {}),
+            (NotFound, "x1", {"Image": "nosuch:1"}),
+            (Invalid, "x1", {"HostConfig": {"Memory": 1}}),
+            (Invalid, "x1", {"HostConfig": {"RestartPolicy": {"Name": "often"}}}),
+            (Invalid, "x1", {"HostConfig": {"Binds": ["/a:/m", "/b:/m"]}}),
+            (Invalid, "x1", {"HostConfig": {"Binds": ["/a:/"]}}),
+            (Invalid, "x1", {"WorkingDir": "rel"}),
+            (Invalid, "x1", {"HostConfig": {"NetworkMode": "container:nosuch"}}),
+            (Invalid, "x1", {"HostConfig": {"NetworkMode": "container:c1"}, "Hostname": "h"}),
+            (NotImplementedHere, "x1", {"HostConfig": {"SecurityOpt": ["apparmor=mine"]}}),
+            (NotImplementedHere, "x1", {"HostConfig": {"Annotations": {"a": "b"}}}),
+            (Invalid, "x1", {"Entrypoint": [""]}),
+        ):
+            with pytest.raises(error):
+                await w.create(name, **{"Cmd": [], **body} if "Entrypoint" in body else body)
+        assert len(w.engine.all()) == 1 and len(w.volumes.all()) == 1, "nothing is made of what was refused"
+        unnamed = await w.create("")
+        made = w.engine.get(unnamed)
+        assert made is not None and "_" in made.config.name
+
+    play(tmp_path, story)
+
+
+def test_update_keeps_what_is_not_said(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        id = await w.run(HostConfig={"Memory": 64 << 20, "CpuShares": 100})
+        await w.plain.update(id, msgspec.convert({"CpuShares": 200, "RestartPolicy": {"Name": "always"}}, UpdateRequest))
+        container = w.engine.get(id)
+        host = w.record(id).host
+        assert container is not None and (container.config.limits.cpu_shares, container.config.limits.memory) == (200, 64 << 20)
+        assert (host.cpu_shares, host.memory_swap, host.restart_policy.name) == (200, 128 << 20, "always")
+        with pytest.raises(Conflict):
+            await w.plain.update(id, UpdateRequest(memory=256 << 20, memory_swap=128 << 20))
+
+    play(tmp_path, story)
+
+
+def test_a_daemon_that_starts_takes_over(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        on = await w.run("on")
+        away = await w.run("away", HostConfig={"RestartPolicy": {"Name": "always"}})
+        byhand = await w.run("byhand", HostConfig={"RestartPolicy": {"Name": "unless-stopped"}})
+        await w.plain.stop(byhand, seconds=0)
+        auto = await w.run("auto", HostConfig={"AutoRemove": True})
+        never = await w.create("never", HostConfig={"RestartPolicy": {"Name": "always"}})
+        before = w.plain
+        before._queue = None
+        w.plain = w.new_plain()
+        for known in list(w.engine._queues):
+            w.engine.unsubscribe(known)
+        w.engine.end(away, 1)
+        w.engine.end(auto, 1)
+        w.datapath.places["f" * 64] = ()
+        await w.plain.start_up()
+        assert set(w.datapath.places) == {on}, "those of ended containers, and one that is nobody's, are gone"
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(w.plain.run())
+            await w.until(lambda: (c := w.engine.get(away)) is not None and c.running)
+            await w.until(lambda: w.engine.get(auto) is None)
+            states = {id: (c := w.engine.get(id)) is not None and c.running for id in (on, byhand, never)}
+            assert states == {on: True, byhand: False, never: False}
+            running.cancel()
+
+    play(tmp_path, story)
+
+
+def test_random_names_avoid_those_that_are_taken() -> None:
+    taken: set[str] = set()
+    rng = random.Random(5)
+    for _ in range(3000):
+        name = random_name(rng, taken.__contains__)
+        assert name not in taken
+        taken.add(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "read_write", "copies"),
+    [
+        ("/a:/b", "bind", True, False),
+        ("/a:/b:ro,rslave", "bind", False, False),
+        ("name:/b", "volume", True, True),
+        ("name:/b:nocopy,ro", "volume", False, False),
+        ("/b", "volume", True, True),
+    ],
+)
+def test_binds(text: str, kind: str, read_write: bool, copies: bool) -> None:
+    wish = parse_bind(text)
+    assert (wish.point.type, wish.point.target, wish.point.read_write, wish.copy_up) == (kind, "/b", read_write, copies)
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":", "/a:b", "/a:/b:ro:rw", "/a:/b:bogus", "/a:/b:ro,rw", "name:/b:rshared", "/a:/b:shared,slave", "a::/b"]
+)
+def test_binds_that_are_none(text: str) -> None:
+    with pytest.raises(Invalid):
+        parse_bind(text)
