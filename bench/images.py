@@ -5,6 +5,9 @@
 pull     the image is not here: manifest, config, layers fetched, both digests checked, unpacked, flushed to disk
 limit    the layers alone, all at once, nothing checked, flushed to disk
 again    the image is here: one look at the registry
+push     to a registry that has nothing of it: layers put together again, checked, compressed, sent
+squeeze  the same layers through `tar -c | gzip -5`, nothing sent: what a push cannot be faster than
+save     all of it into one file; load: that file into an empty node, checked and flushed
 
 Each figure is the median of the repetitions in milliseconds, with the smallest and largest.
 """
@@ -22,12 +25,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from skep.engine.oci.images import OciImages
 from skep.engine.oci.files import flush_file_system
+from skep.engine.oci.images import OciImages
 from skep.local.build import Built, Entry, image, layer, program, push_image, text
 from skep.local.images import build_echo_image
 from skep.local.registry import RegistryServer
@@ -82,6 +85,60 @@ def bare(url: str, built: Built, root: Path) -> None:
     flush_file_system(root)
 
 
+def squeeze(node: OciImages) -> None:
+    (found,) = node.all()
+    running = []
+    for folder in node.rootfs_layers(found.id):
+        pack = subprocess.Popen(["tar", "-c", "-C", folder + "/", "."], stdout=subprocess.PIPE)
+        running += [pack, subprocess.Popen(["gzip", "-5"], stdin=pack.stdout, stdout=subprocess.DEVNULL)]
+    codes = [process.wait() for process in running]
+    if any(codes):
+        raise SystemExit("bench: tar or gzip failed")
+
+
+async def save(node: OciImages, name: str, path: Path) -> None:
+    with path.open("wb") as file:
+        async for piece in node.save([name]):
+            file.write(piece)
+
+
+async def load(node: OciImages, path: Path) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        with path.open("rb") as file:
+            while piece := file.read(256 << 10):
+                yield piece
+
+    await node.load(pieces())
+
+
+def others(folder: Path, name: str, reps: int) -> dict[str, list[float]]:
+    """What can be done with an image that is here."""
+    images = OciImages(folder / "data", clock=SystemClock())
+    found: dict[str, list[float]] = {"push": [], "squeeze": [], "save": [], "load": []}
+    for _ in range(reps):
+        with RegistryServer(folder / "target") as target:
+            there = f"{target.address}/bench:1"
+            asyncio.run(images.tag(name, there))
+            forget(folder / "data")
+            fresh = OciImages(folder / "data", clock=SystemClock())
+            found["push"].append(timed(lambda: asyncio.run(fresh.push(there))))  # noqa: B023
+            found["squeeze"].append(timed(lambda: squeeze(fresh)))  # noqa: B023
+            found["save"].append(timed(lambda: asyncio.run(save(fresh, there, folder / "saved.tar"))))  # noqa: B023
+            empty = OciImages(folder / "empty", clock=SystemClock())
+            found["load"].append(timed(lambda: asyncio.run(load(empty, folder / "saved.tar"))))  # noqa: B023
+            asyncio.run(fresh.remove(there))
+            images = OciImages(folder / "data", clock=SystemClock())
+        for used in ("target", "empty"):
+            shutil.rmtree(folder / used)
+    return found
+
+
+def forget(root: Path) -> None:
+    """The layers as if they had come from no registry, so that all of a push is work."""
+    for record in root.glob("layers/*/layer.json"):
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"blobs": []}))
+
+
 def timed(work: Callable[[], Any]) -> float:
     os.sync()
     begin = time.monotonic()
@@ -113,11 +170,18 @@ def main() -> None:
                 pulls.append(timed(lambda: asyncio.run(images.pull(f"{registry.address}/bench:1"))))  # noqa: B023
                 agains.append(timed(lambda: asyncio.run(images.pull(f"{registry.address}/bench:1"))))  # noqa: B023
                 limits.append(timed(lambda: bare(registry.url, built, Path(folder) / "bare")))  # noqa: B023
-                for used in ("data", "bare"):
-                    shutil.rmtree(Path(folder) / used)
+                shutil.rmtree(Path(folder) / "bare")
+                if len(pulls) < options.reps:
+                    shutil.rmtree(root)
             ratio = statistics.median(pulls) / statistics.median(limits)
             print(f"{name:38} {shown(pulls):>20} {shown(limits):>20} {ratio:6.2f} {shown(agains):>18}", flush=True)
-            rows.append({"image": name, "pull_ms": pulls, "limit_ms": limits, "again_ms": agains, "ratio": ratio})
+            more = others(Path(folder), f"{registry.address}/bench:1", options.reps)
+            print("    " + ", ".join(f"{what} {shown(values).strip()}" for what, values in more.items()), flush=True)
+            shutil.rmtree(Path(folder) / "data")
+            rows.append(
+                {"image": name, "pull_ms": pulls, "limit_ms": limits, "again_ms": agains, "ratio": ratio}
+                | {f"{what}_ms": values for what, values in more.items()}
+            )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 

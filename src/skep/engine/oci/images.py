@@ -127,13 +127,16 @@ class OciImages:
         """Name it, on disk, then say so."""
         async with self._saving:
             names = self._catalogue.names
+            before = (dict(names.tags), dict(names.digests))
             names.times[id] = self._clock.now()
             if config is not None and self._catalogue.config(id) is None:
                 await asyncio.to_thread(self._catalogue.save_config, id, raw, config)
             names.digests[f"{named.name}@{top.digest}"] = id
             if not named.digest:
                 names.tags[named.full] = id
-            await asyncio.to_thread(self._catalogue.save_names)
+            if before != (names.tags, names.digests):
+                # that it was asked for again is not worth a write: at worst garbage collection sees it as older
+                await asyncio.to_thread(self._catalogue.save_names)
         report(Progress(status=f"Digest: {top.digest}"))
         report(Progress(status=f"Status: {'Downloaded newer image for' if fresh else 'Image is up to date for'} {named.familiar}"))
         return self._catalogue.image(id)
