@@ -102,6 +102,8 @@ class ClusterAttachments:
         self._bound = asyncio.Event()
         self.is_member: Callable[[], bool] = lambda: False
         """This node is a member of a cluster, so there will be an agent soon if there is none."""
+        self.patience = ANSWER_SECONDS
+        """How long a manager's answer is waited for."""
         self._places: dict[str, _Place] = {}
         """By task."""
         self._asking: dict[str, int] = {}
@@ -127,7 +129,7 @@ class ClusterAttachments:
     ) -> tuple[AttachedNetwork, str]:
         self._asking[container_id] = self._asking.get(container_id, 0) + 1
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(self.patience):
                 while True:
                     if (here := self._there(container_id, network, address, names)) is not None:
                         return here
@@ -140,7 +142,7 @@ class ClusterAttachments:
                     if answer is not None:
                         return answer
         except TimeoutError:
-            raise Unavailable(f"no manager gave a place on network {network} within {ANSWER_SECONDS:.0f} s") from None
+            raise Unavailable(f"no manager gave a place on network {network} within {self.patience:.0f} s") from None
         finally:
             self._asking[container_id] -= 1
             if not self._asking[container_id]:
@@ -197,7 +199,7 @@ class ClusterAttachments:
         if self._agent.linked:
             id = new_id(self._rng)
             with suppress(Unavailable, TimeoutError):
-                async with asyncio.timeout(ANSWER_SECONDS):
+                async with asyncio.timeout(self.patience):
                     return (await self._ask(id, Find(question=id, reference=reference))).network
         here = self.networks()
         exact = [network for network in here if reference in (network.id, network.name)]
