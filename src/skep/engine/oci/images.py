@@ -285,10 +285,11 @@ class OciImages:
             gone, deletes = removal.decide(id, tags + digests, self.users(id), named, reference, force=force)
             for name in gone:
                 (self._catalogue.names.digests if name.digest else self._catalogue.names.tags).pop(name.full, None)
+            if deletes:
+                self._catalogue.drop_config(id)
             await asyncio.to_thread(self._catalogue.save_names)
             answer = [{"Untagged": name.familiar} for name in gone]
             if deletes:
-                self._catalogue.drop_config(id)
                 answer.append({"Deleted": id})
                 answer += [{"Deleted": diff_id} for diff_id in await self._collect()]
             return answer
