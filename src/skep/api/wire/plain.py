@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from skep.api.wire.networks import mac_of
 from skep.engine.base import Container
 from skep.node.plain_check import split_port
 from skep.node.plain_config import Config, HostConfig, Joined, Point, Record, Resources
@@ -183,7 +184,7 @@ def _place(one: Joined) -> dict[str, Any]:
         "IPAMConfig": ipam,
         "Links": list(settings.links) or None,
         "Aliases": list(settings.aliases) or None,
-        "MacAddress": one.mac or settings.mac_address,
+        "MacAddress": one.mac or settings.mac_address or mac_of(one.address),
         "DriverOpts": settings.driver_opts or None,
         "GwPriority": settings.gw_priority,
         "NetworkID": one.network_id,
