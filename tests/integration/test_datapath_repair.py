@@ -203,6 +203,29 @@ def test_a_change_that_meets_damage_mends_it(pair: Lab, what: str) -> None:
     works(pair)
 
 
+@pytest.mark.parametrize(
+    "what", ["the host's table", "the host's table, flushed", "the uplink", "the uplink, down", "all of the router's rules"]
+)
+def test_a_node_that_stays_aside_of_its_host_s_forwarding_is_mended_too(what: str) -> None:
+    with lab(1) as it:
+        it.client = it.namespace("client", CLIENT)
+        node = it.nodes[0]
+        node.run(node.datapath.destroy())
+        outside(node, "sysctl", "-qw", "net.ipv4.ip_forward=0")
+        node.datapath = node.new_datapath(aside=True)
+        node.run(node.datapath.start_up())
+        apply_all(it)
+        it.serve(node.sandbox(attach(node, "10.0.0.10")), 80, "web")
+        it.endpoints = [endpoint("web", node.id, "10.0.0.10")]
+        apply_all(it, endpoints=it.endpoints, services=[WEB])
+        assert compare(node) == []
+        DAMAGE[what][0](node)
+        assert compare(node)
+        assert compare(node) == []
+        assert ask(it.client, node.address, 8080) == ("web", CLIENT)
+        assert within(node.sandbox("10-0-0-10"), lambda: ping(CLIENT))
+
+
 def test_flushed_connections_are_forgotten_and_new_ones_come_through(pair: Lab) -> None:
     node = pair.nodes[0]
     for path in (node.path, node.run_root / "router"):

@@ -11,10 +11,21 @@ import errno
 import os
 import socket
 import struct
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from skep.datapath.attributes import attribute as attribute
+from skep.datapath.attributes import attributes as attributes
+from skep.datapath.attributes import ip as ip
+from skep.datapath.attributes import mac as mac
+from skep.datapath.attributes import mac_text as mac_text
+from skep.datapath.attributes import nested as nested
+from skep.datapath.attributes import number
+from skep.datapath.attributes import text as text
+from skep.datapath.attributes import u8 as u8
+from skep.datapath.attributes import u32 as u32
+from skep.datapath.seen import IFF_UP as IFF_UP
+from skep.datapath.seen import AddressSeen, LinkSeen, NeighbourSeen, RouteSeen, RuleSeen, link_seen, route_seen
 from skep.errors import SkepError
 
 REQUEST, ACK, ROOT, MATCH, REPLACE, EXCL, CREATE, APPEND = 1, 4, 0x100, 0x200, 0x100, 0x200, 0x400, 0x800
@@ -26,8 +37,6 @@ NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
 NEWRULE, DELRULE, GETRULE = 32, 33, 34
 GETNETCONF = 82
 ERROR, DONE = 2, 3
-IFF_UP = 1
-NESTED = 0x8000
 BATCH = 200
 """Messages in one send: the acknowledgements (36 bytes each, more on errors) must fit the receive buffer."""
 
@@ -52,55 +61,6 @@ class Message(NamedTuple):
     body: bytes
     what: str
     fine: tuple[int, ...] = ()
-
-
-# -- attributes
-
-
-def attribute(kind: int, value: bytes) -> bytes:
-    size = len(value) + 4
-    return struct.pack("=HH", size, kind) + value + b"\0" * (-size % 4)
-
-
-def nested(kind: int, *attributes: bytes) -> bytes:
-    return attribute(kind | NESTED, b"".join(attributes))
-
-
-def text(kind: int, value: str) -> bytes:
-    return attribute(kind, value.encode() + b"\0")
-
-
-def u32(kind: int, value: int) -> bytes:
-    return attribute(kind, struct.pack("=I", value))
-
-
-def u8(kind: int, value: int) -> bytes:
-    return attribute(kind, bytes((value,)))
-
-
-def ip(kind: int, address: str) -> bytes:
-    return attribute(kind, socket.inet_aton(address))
-
-
-def mac(kind: int, address: str) -> bytes:
-    return attribute(kind, bytes.fromhex(address.replace(":", "")))
-
-
-def mac_text(value: bytes) -> str:
-    return value.hex(":")
-
-
-def attributes(body: bytes, offset: int) -> dict[int, bytes]:
-    """Attributes from `offset` on, by kind without flag bits; the last of a kind wins."""
-    out = {}
-    end = len(body)
-    while offset + 4 <= end:
-        size, kind = struct.unpack_from("=HH", body, offset)
-        if size < 4:
-            break
-        out[kind & 0x3FFF] = body[offset + 4 : offset + size]
-        offset += size + 3 & ~3
-    return out
 
 
 # -- messages
@@ -216,54 +176,6 @@ def forwarding(index: int, lladdr: str, to: str, *, delete: bool = False) -> Mes
     return Message(NEWNEIGH, REQUEST | ACK | CREATE | REPLACE, body, verb)
 
 
-# -- what a dump gives
-
-
-class LinkSeen(NamedTuple):
-    device: int
-    name: str
-    kind: str
-    group: int
-    mtu: int
-    address: str
-    up: bool
-    vni: int
-    port: int
-    local: str
-
-
-class AddressSeen(NamedTuple):
-    device: int
-    address: str
-    prefix: int
-
-
-class RouteSeen(NamedTuple):
-    table: int
-    destination: str
-    prefix: int
-    device: int
-    via: str
-    source: str
-    protocol: int
-    kind: int
-    """RTN_*: 1 unicast, 2 local."""
-    mtu: int
-    """0: its link's."""
-
-
-class NeighbourSeen(NamedTuple):
-    device: int
-    to: str
-    lladdr: str
-    permanent: bool
-
-
-class RuleSeen(NamedTuple):
-    mark: int
-    table: int
-
-
 # -- the socket
 
 
@@ -369,11 +281,11 @@ class Socket:
         return int(struct.unpack_from("=i", answers[0], 4)[0])
 
     def links(self) -> dict[str, LinkSeen]:
-        return {link.name: link for link in map(_seen, self.dump(GETLINK, _link()))}
+        return {link.name: link for link in map(link_seen, self.dump(GETLINK, _link()))}
 
     def link(self, name: str) -> LinkSeen | None:
         try:
-            return _seen(self.ask(GETLINK, _link() + text(3, name))[0])
+            return link_seen(self.ask(GETLINK, _link() + text(3, name))[0])
         except NetlinkError as e:
             if e.errno == errno.ENODEV:
                 return None
@@ -384,7 +296,7 @@ class Socket:
         out = {}
         for body in self.dump(GETNETCONF, struct.pack("=B3x", socket.AF_INET)):
             a = attributes(body, 4)
-            out[struct.unpack("=i", a[1])[0]] = (_number(a.get(2)), _number(a.get(3)), _number(a.get(5)))
+            out[struct.unpack("=i", a[1])[0]] = (number(a.get(2)), number(a.get(3)), number(a.get(5)))
         return out
 
     def addresses(self) -> list[AddressSeen]:
@@ -398,13 +310,13 @@ class Socket:
         return out
 
     def routes(self) -> list[RouteSeen]:
-        return [_route(body) for body in self.dump(GETROUTE, struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0))]
+        return [route_seen(body) for body in self.dump(GETROUTE, struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0))]
 
     def route_to(self, destination: str) -> RouteSeen | None:
         """Which way a packet to `destination` would go; None when there is none."""
         body = struct.pack("=BBBBBBBBI", socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + ip(1, destination)
         try:
-            return _route(self.ask(GETROUTE, body)[0])
+            return route_seen(self.ask(GETROUTE, body)[0])
         except NetlinkError:
             return None
 
@@ -423,45 +335,5 @@ class Socket:
         for body in self.dump(GETRULE, struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)):
             a = attributes(body, 12)
             if 10 in a:
-                out.append(RuleSeen(_number(a[10]), _number(a.get(15)) or body[4]))
+                out.append(RuleSeen(number(a[10]), number(a.get(15)) or body[4]))
         return out
-
-
-def _seen(body: bytes) -> LinkSeen:
-    _, _, index, flags, _ = struct.unpack_from("=BxHiII", body)
-    a = attributes(body, 16)
-    info = attributes(a.get(18, b""), 0)
-    kind = info.get(1, b"").rstrip(b"\0").decode()
-    data = attributes(info.get(2, b""), 0) if kind == "vxlan" else {}
-    return LinkSeen(
-        index,
-        a[3].rstrip(b"\0").decode(),
-        kind,
-        _number(a.get(27)),
-        _number(a.get(4)),
-        mac_text(a.get(1, b"")),
-        bool(flags & IFF_UP),
-        _number(data.get(1)),
-        struct.unpack("!H", data[15])[0] if 15 in data else 0,
-        socket.inet_ntoa(data[4]) if 4 in data else "",
-    )
-
-
-def _number(value: bytes | None) -> int:
-    return int.from_bytes(value, sys.byteorder) if value else 0
-
-
-def _route(body: bytes) -> RouteSeen:
-    _, prefix, _, _, table, protocol, _, kind, _ = struct.unpack_from("=BBBBBBBBI", body)
-    a = attributes(body, 12)
-    return RouteSeen(
-        _number(a.get(15)) or table,
-        socket.inet_ntoa(a[1]) if 1 in a else "0.0.0.0",
-        prefix,
-        _number(a.get(4)),
-        socket.inet_ntoa(a[5]) if 5 in a else "",
-        socket.inet_ntoa(a[7]) if 7 in a else "",
-        protocol,
-        kind,
-        _number(attributes(a.get(8, b""), 0).get(2)),
-    )
