@@ -9,7 +9,7 @@ import pytest
 from engine_fixture import config, running_engine
 
 from skep.engine.base import Engine, Exec, ExecConfig, Streams
-from skep.errors import Conflict, SkepError
+from skep.errors import Conflict, Invalid, SkepError
 
 pytestmark = pytest.mark.root
 RUNTIMES = ["auto", "runc"]
@@ -59,12 +59,22 @@ def test_exec_of_what_cannot_run(runtime: str, tty: bool) -> None:
     async def main() -> None:
         async with running_engine(runtime) as engine:
             id = await start(engine, "sleep", "600")
-            for command, code, words in (("nosuch", 127, "executable file not found in $PATH"), ("/etc", 126, "permission denied")):
-                process = await engine.exec(id, ExecConfig(args=(command,), tty=tty))
+            for command, cwd, code, words in (
+                ("nosuch", "", 127, 'exec: "nosuch": executable file not found in $PATH'),
+                ("/no/such", "", 127, 'exec: "/no/such": stat /no/such: no such file or directory'),
+                ("./x", "/home", 127, 'exec: "./x": stat ./x: no such file or directory'),
+                ("/etc", "", 126, 'exec: "/etc": permission denied'),
+                ("/etc/passwd", "", 126, 'exec: "/etc/passwd": permission denied'),
+                ("true", "/no/such", 127, 'chdir to cwd ("/no/such") set in config.json failed: no such file or directory'),
+                ("true", "/etc/passwd", 126, 'chdir to cwd ("/etc/passwd") set in config.json failed: not a directory'),
+            ):
+                process = await engine.exec(id, ExecConfig(args=(command,), tty=tty, cwd=cwd))
                 out = await collect(process.streams)
-                assert words in (out[1] + out[2]).decode()
-                assert (out[1] + out[2]).startswith(b"OCI runtime exec failed: exec failed: ")
+                text = f"OCI runtime exec failed: exec failed: unable to start container process: {words}: unknown\r\n"
+                assert (out[1] + out[2]).decode() == text
                 assert await process.wait() == code
+            with pytest.raises(Invalid, match="unable to find user nosuch: no matching entries in passwd file"):
+                await engine.exec(id, ExecConfig(args=("true",), user="nosuch", tty=tty))
             await engine.kill(id)
             await engine.wait(id)
             with pytest.raises(Conflict, match=f"container {id} is not running"):
@@ -194,5 +204,29 @@ def test_a_start_that_fails_ends_the_attached() -> None:
                 await engine.start(made.id)
             async with asyncio.timeout(10):
                 assert await collect(streams) == {1: b"", 2: b""}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("tty", [False, True])
+def test_exec_with_rights_of_its_own(runtime: str, tty: bool) -> None:
+    async def main() -> None:
+        async with running_engine(runtime) as engine:
+            id = await start(engine, "sleep", "600", env=("A=1", "B=2"), user="web", capabilities_drop=("ALL",))
+            script = "id -u; id -g; id -G; pwd; echo $A$B$C; grep -E 'CapEff|NoNewPrivs' /proc/self/status | cut -f2"
+            if tty:
+                script = f'until [ "$(stty size)" = "31 97" ]; do sleep 0.02; done; {script}'
+            for fields, expected in (
+                ({}, ["101", "102", "102 200", "/", "12", "0" * 16]),
+                ({"user": "0:300", "cwd": "/etc", "env": ("B=9", "C=3")}, ["0", "300", "300", "/etc", "193", "0" * 16]),
+                ({"user": "root", "privileged": True}, ["0", "0", "0", "/", "12", ""]),
+            ):
+                wanted = ExecConfig(args=("sh", "-c", script), tty=tty, rows=31, columns=97, **fields)  # type: ignore[arg-type]
+                process = await engine.exec(id, wanted)
+                lines = (await collect(process.streams))[1].decode().replace("\r", "").splitlines()
+                assert lines[:5] == expected[:5] and lines[6] == "0"
+                assert lines[5] == expected[5] or (not expected[5] and bin(int(lines[5], 16)).count("1") > 30), lines
+                assert await process.wait() == 0
 
     asyncio.run(main())

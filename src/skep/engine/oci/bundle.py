@@ -93,7 +93,8 @@ class Folders(msgspec.Struct, frozen=True):
         """Nothing of containers is left; others may have things in RUN and DATA too."""
         for folder in (self.data / "containers", self.data / "l", *(self.run / name for name in ("c", "x", "exits", "state", "ns"))):
             remove_tree(folder)
-        (self.run / "runtime.json").unlink(missing_ok=True)
+        for name in ("runtime.json", "engine.lock"):
+            (self.run / name).unlink(missing_ok=True)
 
 
 class Filters:

@@ -91,7 +91,10 @@ class OciEngine(Control, Contents):
             self._names[found.stored.config.name] = entry.id
             if entry.running:
                 entry.ready = True
-                entry.paused = self._groups(entry).frozen()
+                groups = self._groups(entry)
+                if groups.frozen() and kernel.kill_pending(entry.stored.pid):  # we died between the signal and letting it go on
+                    groups.thaw()
+                entry.paused = groups.frozen()
                 self._watching.add(entry)
             elif found.unfinished:
                 self._retire(entry)
@@ -100,6 +103,7 @@ class OciEngine(Control, Contents):
     def _prepare(self) -> tuple[runtime.Runtime, spec.Host, Filters]:
         self._folders.data.mkdir(parents=True, exist_ok=True, mode=0o711)
         self._folders.run.mkdir(parents=True, exist_ok=True, mode=0o755)
+        self._lock = kernel.lock(str(self._folders.run / "engine.lock"))
         kernel.make_shared_root(str(self._folders.run))
         self._folders.make()
         chosen = runtime.choose(self._wanted, self._folders.run, self._cgroup_parent)
@@ -113,6 +117,7 @@ class OciEngine(Control, Contents):
             for streams in (*entry.waiting, *entry.attached):
                 await streams.close()
         self._inotify.close()
+        os.close(self._lock)
 
     async def destroy(self) -> None:
         """Remove all containers and everything else of ours but images; instead of `shut_down`."""
@@ -262,7 +267,10 @@ class OciEngine(Control, Contents):
         if exit.oom:
             self._emit("oom", entry)
         self._emit("die", entry, exit)
-        if not self._operations.stopping:
+        if self._operations.stopping:
+            with suppress(OSError):
+                bundle.append(self._folders, entry.stored)
+        else:
             self._retire(entry)
 
     def _retire(self, entry: Entry) -> None:
@@ -272,14 +280,18 @@ class OciEngine(Control, Contents):
             return
 
         def delete() -> None:
+            with suppress(OSError):
+                bundle.append(self._folders, entry.stored)  # first of all: the exit code outlives a boot
             with suppress(SkepError, OSError):
                 conmon.run(self._places, "delete", "--force", entry.id)
+            state = self._folders.state / entry.id
+            if state.exists():  # a create that was killed has left too little for the runtime to know it
+                bundle.remove_tree(state)
+                bundle.remove_cgroups(spec.cgroup_path(entry.stored.config, self._cgroup_parent))
 
         def unmount() -> None:
             if not entry.viewers:
                 bundle.unmount(self._folders, entry.id)
-            with suppress(OSError):
-                bundle.append(self._folders, entry.stored)
 
         entry.ready = False
 

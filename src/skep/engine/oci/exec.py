@@ -26,34 +26,42 @@ from skep.errors import SkepError
 _TIMEOUT = 60.0
 
 
-def explain(text: str, command: str) -> tuple[bytes, int]:
-    """(what the user reads, exit code) for a command that could not be run."""
-    reason = conmon.tidy(text).removeprefix("exec failed: ")
+def explain(text: str, command: str, cwd: str = "") -> tuple[bytes, int]:
+    """(what the user reads, exit code) for a command that could not be run: the runtimes' complaints in the words of Docker's."""
+    reason = conmon.tidy(text).removeprefix("exec failed: ").removeprefix("unable to start container process: ")
     low = reason.lower()
-    if ("executable file" in low and "not found" in low) or "no such file or directory" in low:
-        code, reason = (
-            127,
-            f'exec: "{command}": executable file not found in $PATH'
-            if "/" not in command
-            else (f'exec: "{command}": stat {command}: no such file or directory'),
-        )
-    elif "permission" in low or "permitted" in low or "format error" in low:
-        code, reason = 126, f'exec: "{command}": permission denied' if "format" not in low else f"exec {command}: exec format error"
-    else:
-        code = 126
-    return f"OCI runtime exec failed: exec failed: unable to start container process: {reason}\r\n".encode(), code
+    missing = ("executable file" in low and "not found" in low) or "no such file or directory" in low
+    code = 127 if missing else 126
+    if "chdir" in low:
+        why = next((words for words in ("no such file or directory", "not a directory", "permission denied") if words in low), low)
+        reason = f'chdir to cwd ("{cwd}") set in config.json failed: {why}'
+    elif missing:
+        found = f"stat {command}: no such file or directory" if "/" in command else "executable file not found in $PATH"
+        reason = f'exec: "{command}": {found}'
+    elif "format error" in low:
+        reason = f"exec {command}: exec format error"
+    elif "permission" in low or "permitted" in low:
+        reason = f'exec: "{command}": permission denied'
+    return f"OCI runtime exec failed: exec failed: unable to start container process: {reason}: unknown\r\n".encode(), code
+
+
+class ProcessSpec(NamedTuple):
+    """For messages."""
+
+    command: str
+    cwd: str
 
 
 class PipeExec:
     """The runtime's exec as our child."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes], folder: Path, command: str) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, process: subprocess.Popen[bytes], folder: Path, process_spec: ProcessSpec) -> None:
         assert process.stdout is not None and process.stderr is not None
         self._loop = loop
         self._process = process
         self._pid_file = folder / "pid"
         self._folder = folder
-        self._command = command
+        self._spec = process_spec
         self._held = b""
         self._begun = False
         self._pid = 0
@@ -102,7 +110,7 @@ class PipeExec:
     def _last(self) -> bytes:
         if self._begun:
             return self._held
-        text, self._code = explain(self._held.decode("utf-8", "replace"), self._command)
+        text, self._code = explain(self._held.decode("utf-8", "replace"), *self._spec)
         return text
 
     @property
@@ -241,7 +249,7 @@ def spawn(places: conmon.Places, id: str, exec_id: str, folder: Path, config: Ex
 def open_exec(loop: asyncio.AbstractEventLoop, folder: Path, config: ExecConfig, spawned: Spawned) -> Exec:
     """What was spawned, in the event loop."""
     if isinstance(spawned, subprocess.Popen):
-        return PipeExec(loop, spawned, folder, config.args[0])
+        return PipeExec(loop, spawned, folder, ProcessSpec(config.args[0], config.cwd))
     terminal = TerminalExec(loop, folder, spawned)
     if config.rows and config.columns and spawned.code is None:
         with contextlib.suppress(SkepError):
@@ -287,7 +295,7 @@ def spawn_terminal(places: conmon.Places, id: str, exec_id: str, folder: Path, p
         opened.discard(sync_r)
         if pid > 0:
             return InTerminal(sync_r, pid, None, b"", connection)
-        text, code = explain(str(answer.get("message", "")), str(process["args"][0]))
+        text, code = explain(str(answer.get("message", "")), str(process["args"][0]), str(process["cwd"]))
         connection.close()
         return InTerminal(sync_r, 0, code, text, None)
     except BaseException:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from skep.errors import Invalid
+from skep.errors import Invalid, Unavailable
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -169,6 +171,22 @@ def make_file_in_root(root: str, path: str) -> None:
             os.close(fd)
 
 
+def lock(path: str, patience: float = 10.0) -> int:
+    """The descriptor that holds it. A process that its holder has just forked holds it too until it executes its program: who gets the
+    lock after a kill knows that every program that was being started has its own name by now. Raises Unavailable."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    end = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() > end:
+                os.close(fd)
+                raise Unavailable(f"{path} is locked: another engine uses this directory") from None
+            time.sleep(0.01)
+
+
 def start_ticks(pid: int) -> int:
     """When a process started, in clock ticks since boot: with the pid it names a process for good. 0: no such process."""
     try:
@@ -178,6 +196,16 @@ def start_ticks(pid: int) -> int:
         return 0
     fields = text[text.rindex(b")") + 2 :].split()
     return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def kill_pending(pid: int) -> bool:
+    """SIGKILL was sent and cannot be taken: the process is frozen."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            masks = [line.split()[1] for line in file if line.startswith(("ShdPnd:", "SigPnd:"))]
+    except OSError:
+        return False
+    return any(int(mask, 16) >> 8 & 1 for mask in masks)
 
 
 def boot_id() -> str:

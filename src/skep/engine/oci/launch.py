@@ -65,7 +65,7 @@ def running(stored: Stored, pids: conmon.Launched, now: int, runtime: str) -> St
 class Found(NamedTuple):
     stored: Stored
     unfinished: bool
-    """A start was under way and has been stopped: what the runtime has of it is to be deleted."""
+    """A start was under way and has been stopped, or an end was not yet dealt with: what the runtime has of it is to be deleted."""
 
 
 def find(folders: Folders, clock: Clock) -> list[Found]:
@@ -80,7 +80,10 @@ def find(folders: Folders, clock: Clock) -> list[Found]:
             bundle.remove(folders, id)
             continue
         now = _as_it_is(folders, stored, boot, clock.now())
-        unfinished = now is stored and not (stored.started_at and stored.exit is None) and _stop_start(folders, id, starting)
+        unfinished = False
+        if not (now.started_at and now.exit is None):
+            unfinished = _stop_start(folders, id, starting) or (folders.state / id).exists()
+            bundle.unmount(folders, id)
         if now is not stored:
             bundle.append(folders, now)
         found.append(Found(now, unfinished))
@@ -105,8 +108,8 @@ def _as_it_is(folders: Folders, stored: Stored, boot: str, now: int) -> Stored:
 
 
 def _starting(folders: Folders) -> dict[str, set[int]]:
-    """Container -> processes that name its bundle: conmon, and the runtime until it has become the container's first process."""
-    prefix = f"{folders.run}/c/".encode()
+    """Container -> processes that name its bundle or its id: conmon, and the runtime until it has become the container's first process."""
+    prefix, state = f"{folders.run}/c/".encode(), str(folders.state).encode()
     found: dict[str, set[int]] = {}
     for pid in os.listdir("/proc"):
         if not pid.isdigit():
@@ -116,9 +119,10 @@ def _starting(folders: Folders) -> dict[str, set[int]]:
                 words = file.read().split(b"\0")
         except OSError:
             continue
+        ours = state in words
         for word in words:
-            if word.startswith(prefix):
-                found.setdefault(word[len(prefix) :].split(b"/")[0].decode("ascii", "replace"), set()).add(int(pid))
+            if word.startswith(prefix) or (ours and len(word) == 64):
+                found.setdefault(word.removeprefix(prefix).split(b"/")[0].decode("ascii", "replace"), set()).add(int(pid))
     return found
 
 
