@@ -180,7 +180,7 @@ def test_what_has_stopped_is_forgotten() -> None:
         cluster.applies(id, message)
     assert cluster.left() == []
     departures = cluster.dispatcher._departures
-    assert (departures._leaving, departures._left, departures._waves) == ({}, {}, [])
+    assert (departures._leaving, departures._left, departures._waves, departures._of_node) == ({}, {}, {}, {})
 
 
 def test_a_node_of_the_protocol_before_is_neither_told_nor_asked_what_it_does_not_know() -> None:

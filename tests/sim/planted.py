@@ -184,9 +184,8 @@ class HastyDispatcher(Dispatcher):
     """A task may die as soon as the manager knows that it leaves."""
 
     def _depart(self) -> None:
-        self._departures.begin()
-        for wave in self._departures._waves:
-            wave.waiting.clear()
+        for node_id in self._departures.begin():
+            self._departures.gone(node_id)
         self._tell_left()
 
 
@@ -203,7 +202,8 @@ def without_places(plan: Planner) -> Planner:
     def of_services(view: View, keys: Collection[Hashable], now: int, rng: Random) -> Plan:
         found = plan(view, keys, now, rng)
         tasks = {op.id: view.get(Task, op.id) for op in found.ops if isinstance(op, Delete)}
-        return Plan(tuple(op for op in found.ops if not isinstance(op, Delete) or (task := tasks[op.id]) is None or task.service_id))
+        ops = (op for op in found.ops if not isinstance(op, Delete) or (task := tasks[op.id]) is None or task.service_id)
+        return Plan(tuple(ops), found.look_again)
 
     return of_services
 
