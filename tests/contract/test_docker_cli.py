@@ -295,7 +295,9 @@ def test_info_version_events_and_containers_print() -> None:
             assert (await docker.run("network", "ls", "-q"))[0] == 0
             status, output = await docker.run("inspect", "nosuch")
             assert (status, "No such object: nosuch" in output) == (1, True), output
-            status, output = await docker.run("run", "local:1")
-            assert status == 125 and "skep does not create plain containers yet" in output, output
+            status, output = await docker.run("run", "-d", "--name", "told", "--memory", "1k", "local:1", "true")
+            assert status == 125 and "Minimum memory limit allowed is 6MB" in output, output
+            assert (await docker.run("run", "-d", "--name", "told", "local:1", "true"))[0] == 0
+            assert (await docker.run("rm", "-f", "told"))[1].strip() == "told"
 
     asyncio.run(run())
