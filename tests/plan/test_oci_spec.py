@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from skep.engine.base import ContainerConfig, ExecConfig, Limits, Mount, Ulimit
+from skep.engine.oci.contents import clean
+from skep.engine.oci.limits import DeviceNode, change_of
 from skep.engine.oci.signals import signal_number
-from skep.engine.oci.spec import ALL_CAPABILITIES, CAPABILITIES, Host, Paths, capabilities, environment, exec_process, hosts_file, oci_spec
+from skep.engine.oci.spec import (
+    ALL_CAPABILITIES,
+    CAPABILITIES,
+    Host,
+    Joined,
+    Paths,
+    capabilities,
+    environment,
+    exec_process,
+    hosts_file,
+    oci_spec,
+)
 from skep.engine.oci.users import Identity, identify
+from skep.engine.oci.view import base_name, go_mode
 from skep.errors import Invalid
 
 HOST = Host(rlimits={"RLIMIT_NOFILE": 20000, "RLIMIT_CORE": -1, "RLIMIT_NPROC": 500}, init="/usr/bin/tini-static")
@@ -195,3 +210,103 @@ def test_signals(name: str, number: int) -> None:
 def test_no_signals(name: str) -> None:
     with pytest.raises(Invalid, match="invalid signal"):
         signal_number(name)
+
+
+def test_every_limit() -> None:
+    given = Limits(
+        memory=64 << 20,
+        memory_reservation=32 << 20,
+        memory_swappiness=0,
+        oom_kill_disable=True,
+        cpu_period=50_000,
+        cpu_quota=25_000,
+        cpu_realtime_period=1000,
+        cpu_realtime_runtime=500,
+        cpuset_mems="0",
+        blkio_weight=300,
+    )
+    made = spec(limits=given)["linux"]["resources"]
+    assert made["memory"] == {"limit": 64 << 20, "swap": 128 << 20, "reservation": 32 << 20, "swappiness": 0, "disableOOMKiller": True}
+    assert made["cpu"] == {"period": 50_000, "quota": 25_000, "mems": "0", "realtimePeriod": 1000, "realtimeRuntime": 500}
+    assert made["blockIO"] == {"weight": 300}
+    poor = Host(missing=frozenset({"memory_swappiness", "oom_kill_disable", "blkio_weight", "cpu_realtime_period", "cpu_realtime_runtime"}))
+    made = spec(host=poor, limits=given)["linux"]["resources"]
+    assert set(made["memory"]) == {"limit", "swap", "reservation"} and "blockIO" not in made and "realtimePeriod" not in made["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (Limits(memory_swap=1 << 20), "You should always set the Memory limit when using Memoryswap limit, see usage"),
+        (
+            Limits(memory=1 << 20, memory_reservation=2 << 20),
+            "Minimum memory limit can not be less than memory reservation limit, see usage",
+        ),
+        (Limits(memory_swappiness=101), "Invalid value: 101, valid memory swappiness range is 0-100"),
+        (Limits(nano_cpus=1, cpu_period=1), "Conflicting options: Nano CPUs and CPU Period cannot both be set"),
+        (Limits(nano_cpus=1, cpu_quota=1), "Conflicting options: Nano CPUs and CPU Quota cannot both be set"),
+        (Limits(blkio_weight=9), "Range of blkio weight is from 10 to 1000"),
+    ],
+)
+def test_limits_that_cannot_be(limits: Limits, message: str) -> None:
+    with pytest.raises(Invalid, match=message):
+        spec(limits=limits)
+
+
+def test_limits_that_change_and_that_go() -> None:
+    old = Limits(memory=1 << 30, memory_reservation=1 << 20, nano_cpus=10**9, pids=5, cpu_shares=10)
+    assert change_of(old, Limits()).released == ("swap", "memory", "reservation", "quota", "shares", "pids")
+    assert change_of(old, Limits()).resources == {}
+    assert change_of(old, old).released == () and change_of(old, old).resources["pids"] == {"limit": 5}
+    assert change_of(Limits(), old).released == ()
+
+
+def test_namespaces_of_others() -> None:
+    def kinds(**fields: Any) -> dict[str, str]:
+        host = fields.pop("host", HOST)
+        joined = Joined(namespaces={"pid": "/proc/7/ns/pid", "ipc": "/proc/8/ns/ipc"}, shm="/shm")
+        made = oci_spec(config(**fields), Identity(), PATHS, host, joined=joined)
+        return {one["type"]: one.get("path", "") for one in made["linux"]["namespaces"]}
+
+    assert kinds(pid_mode="container:x", ipc_mode="container:y")["pid"] == "/proc/7/ns/pid"
+    assert kinds(pid_mode="container:x", ipc_mode="container:y")["ipc"] == "/proc/8/ns/ipc"
+    assert set(kinds(pid_mode="host", ipc_mode="host", uts_mode="host", host_network=True)) == {"mount"}
+    assert "cgroup" in kinds(cgroupns_mode="private") and "cgroup" not in kinds()
+    v2 = Host(cgroup2=True)
+    assert "cgroup" in kinds(host=v2, privileged=True) and "cgroup" not in kinds(host=v2, cgroupns_mode="host")
+    assert "hostname" not in spec(uts_mode="host") and spec(domainname="d")["linux"]["sysctl"] == {"kernel.domainname": "d"}
+    assert "/dev/shm" not in mounts(ipc_mode="none")
+
+
+def test_devices_and_their_rules() -> None:
+    node = DeviceNode(path="/dev/x", kind="b", major=7, minor=1, mode=0o660, uid=1, gid=2, access="r")
+    made = oci_spec(config(device_rules=("c 10:* rw", "a *:* m")), Identity(), PATHS, HOST, devices=(node,))["linux"]
+    assert made["devices"] == [{"path": "/dev/x", "type": "b", "major": 7, "minor": 1, "fileMode": 0o660, "uid": 1, "gid": 2}]
+    assert made["resources"]["devices"][-3:] == [
+        {"allow": True, "type": "b", "major": 7, "minor": 1, "access": "r"},
+        {"allow": True, "type": "c", "access": "rw", "major": 10},
+        {"allow": True, "type": "a", "access": "m"},
+    ]
+    for rule in ("", "c 1:2", "x 1:2 r", "c 1:2 rwmx", "c a:b r", "c 1:2 r\n"):
+        with pytest.raises(Invalid, match="invalid device cgroup rule format"):
+            spec(device_rules=(rule,))
+    with pytest.raises(Invalid, match="invalid device mode: q"):
+        oci_spec(config(), Identity(), PATHS, HOST, devices=(msgspec.structs.replace(node, access="q"),))
+
+
+def test_paths_masked_and_tmpfs() -> None:
+    made = spec(masked_paths=(), readonly_paths=("/x",))["linux"]
+    assert "maskedPaths" not in made and made["readonlyPaths"] == ["/x"]
+    assert spec(privileged=True, masked_paths=("/y",))["linux"]["maskedPaths"] == ["/y"]
+    options = mounts(mounts=(Mount(target="/t", kind="tmpfs", options=("exec", "size=1", "size=2", "dev"), read_only=True),))["/t"][
+        "options"
+    ]
+    assert options == ["exec", "nosuid", "dev", "size=2", "ro"]
+
+
+def test_paths_as_docker_reads_them() -> None:
+    cases = {"etc": "/etc", "/etc/": "/etc/", "/etc/.": "/etc/.", "/a/../b//c": "/b/c", "/": "/", "": "/.", "/../..": "/", "//x": "/x"}
+    assert {path: clean(path) for path in cases} == cases
+    assert [base_name(path) for path in ("/etc", "/etc/", "/etc/.", "/")] == ["etc", "etc", ".", "/"]
+    assert go_mode(0o100755) == 0o755 and go_mode(0o041777) == 1 << 31 | 1 << 20 | 0o777 and go_mode(0o104755) == 1 << 23 | 0o755
+    assert go_mode(0o020600) == 1 << 26 | 1 << 21 | 0o600

@@ -126,7 +126,8 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def read_line(fd: int, timeout: float) -> bytes:
-    """One line; empty at end of file. Raises SkepError when nothing comes in time."""
+    """One line and not a byte more: the next one may be there already and is somebody else's. Empty at end of file. Raises SkepError when
+    nothing comes in time."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     deadline = time.monotonic() + timeout
@@ -135,7 +136,7 @@ def read_line(fd: int, timeout: float) -> bytes:
         left = deadline - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
             raise SkepError(f"conmon did not answer within {timeout:.0f} s")
-        chunk = os.read(fd, _LINE_LIMIT)
+        chunk = os.read(fd, 1)
         if not chunk:
             break
         data += chunk
