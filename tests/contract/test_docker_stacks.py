@@ -169,7 +169,7 @@ def test_external_networks_and_what_is_refused(tmp_path: Path) -> None:
         config = f"services: {{a: {{image: '{WEB_1}', configs: [app]}}}}\nconfigs: {{app: {{file: ./pw}}}}\n"
         assert "skep does not keep configs yet" in await deploy(config)
         labelled = f"services: {{a: {{image: '{WEB_1}', deploy: {{labels: {{skep.drian: 5s}}}}}}}}\n"
-        assert 'skep knows no label "skep.drian": the known ones are skep.drain and skep.mesh.local' in await deploy(labelled)
+        assert 'skep knows no label "skep.drian": the known ones are' in await deploy(labelled)
         await ok(docker, "stack", "rm", "s")
         shown = await ok(docker, "stack", "config", "-c", stack(STACK))
         assert "10.77.0.0/16" in shown

@@ -52,7 +52,7 @@ def test_a_task_nobody_has_decided_about_is_no_history() -> None:
     world.run(1)
     task = world.running()[0]
     world.kill(task)
-    assert plan_reap(world.store, [task.id]) == NOTHING
+    assert plan_reap(world.store, [task.id], world.now) == NOTHING
 
 
 def test_only_the_slots_of_changed_tasks_are_looked_at() -> None:
@@ -61,7 +61,7 @@ def test_only_the_slots_of_changed_tasks_are_looked_at() -> None:
     cluster = next(iter(world.store.all(Cluster)))
     orchestration = msgspec.structs.replace(cluster.spec.orchestration, task_history_retention_limit=3)
     world.change(cluster, spec=msgspec.structs.replace(cluster.spec, orchestration=orchestration))
-    plan = plan_reap(world.store, [slot_one[0], slot_one[1], "gone"])
+    plan = plan_reap(world.store, [slot_one[0], slot_one[1], "gone"], world.now)
     assert [op.id for op in plan.ops if isinstance(op, Delete)] == slot_one[:-3]
 
 
@@ -81,6 +81,20 @@ def test_a_task_to_be_removed_goes_when_it_has_stopped_or_never_began() -> None:
     assert [task.desired_state for task in world.tasks("s")] == [S.REMOVE]
     world.run(100)
     assert world.tasks("s") == []
+
+
+def test_a_stopped_task_of_a_removed_service_is_seen_for_a_moment() -> None:
+    world = World(nodes=1)
+    world.create(service_spec("good:1", 3))
+    world.run(10)
+    world.remove(world.service())
+    world.run_until(lambda: any(task.terminal for task in world.tasks()))
+    stopped = next(task for task in world.tasks() if task.terminal)
+    until = stopped.status.applied_at + SECOND
+    assert plan_reap(world.store, [stopped.id], until - 1) == Plan(look_again=until)
+    assert [type(op) for op in plan_reap(world.store, [stopped.id], until).ops] == [Delete]
+    world.run(60)
+    assert world.tasks() == []
 
 
 def test_a_rollout_under_way_keeps_the_tasks_it_is_read_from() -> None:
@@ -105,7 +119,7 @@ def test_attachments_go_when_they_are_to_or_their_node_is_lost() -> None:
     ):
         made = Task(id=f"a{number}", desired_state=desired, status=TaskStatus(state=state), node_id="n1")
         world.store.apply([Create(made, "test")])
-    plan = plan_reap(world.store, [f"a{number}" for number in range(5)])
+    plan = plan_reap(world.store, [f"a{number}" for number in range(5)], world.now)
     assert [op.id for op in plan.ops if isinstance(op, Delete)] == ["a2", "a3", "a4"]
 
 

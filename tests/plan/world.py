@@ -276,7 +276,9 @@ class World:
             self._apply(liveness, "liveness")
             again.extend([liveness.look_again] if liveness.look_again is not None else [])
             self._apply(plan_enforce(self.store, node_id, self.now), "enforcer")
-        self._apply(plan_reap(self.store, [task.id for task in self.store.all(Task)]), "reaper")
+        reaping = plan_reap(self.store, [task.id for task in self.store.all(Task)], self.now)
+        again += [reaping.look_again] if reaping.look_again is not None else []
+        self._apply(reaping, "reaper")
 
     def _allocate_and_schedule(self) -> None:
         counts = Counter(task.node_id for task in self.store.all(Task) if task.live)

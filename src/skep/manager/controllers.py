@@ -22,7 +22,7 @@ from skep.model.enums import NodeState, TaskState
 from skep.model.network import Network
 from skep.model.node import Node
 from skep.model.service import Service
-from skep.model.tables import TASK_BY_NODE, TASK_BY_SERVICE, TASK_UNASSIGNED
+from skep.model.tables import TASK_BY_NODE, TASK_BY_SERVICE, TASK_TO_REMOVE, TASK_UNASSIGNED
 from skep.model.task import Task
 from skep.plan.allocate import Allocation, plan_allocate
 from skep.plan.enforce import plan_enforce
@@ -109,7 +109,7 @@ def controllers() -> Sequence[Controller]:
             watches=(Task, Service, Cluster),
             keys=_reaper_keys,
             start=lambda view: [task.id for task in view.all(Task)],
-            plan=lambda view, keys, now, rng: plan_reap(view, cast("Collection[str]", keys)),
+            plan=lambda view, keys, now, rng: plan_reap(view, _to_reap(view, keys), now),
             owns=("Task: delete",),
         ),
     )
@@ -131,6 +131,12 @@ class Allocating:
         except Exception:
             self._allocation = Allocation()
             raise
+
+
+def _to_reap(view: View, keys: Collection[Hashable]) -> Iterable[str]:
+    """The tasks that changed; when a time has come, those that are to be removed."""
+    found = [cast("str", key) for key in keys if key != ALL]
+    return [*found, *(task.id for task in view.find(TASK_TO_REMOVE, ""))] if ALL in keys else found
 
 
 def _one(keys: Collection[Hashable]) -> str:

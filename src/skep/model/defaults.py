@@ -20,6 +20,8 @@ HEARTBEAT_PERIOD = 5 * SECOND
 HEARTBEAT_GRACE = 3
 """A node is lost after this many periods without a heartbeat; twice as many after a new leader's start."""
 ORPHAN_AFTER = DAY
+STOPPED_TASK_SHOWN = SECOND
+"""How long a stopped task of a removed service stays in the lists (SwarmKit batches its deletions for 250 ms)."""
 OLD_TASK_TIMEOUT = 60 * SECOND
 """How long a replacement waits for its predecessor to stop."""
 NODE_CERT_EXPIRY = 90 * DAY

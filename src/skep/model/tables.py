@@ -55,6 +55,7 @@ TASK_UNALLOCATED: Index[Task] = Index(
 TASK_UNASSIGNED: Index[Task] = Index(
     Task, "unassigned", lambda t: ("",) if t.status.state == TaskState.PENDING and t.desired_state <= TaskState.COMPLETE else ()
 )
+TASK_TO_REMOVE: Index[Task] = Index(Task, "to remove", lambda t: ("",) if t.desired_state is TaskState.REMOVE else ())
 
 INDEXES: tuple[Index[Service] | Index[Network] | Index[Node] | Index[Task], ...] = (
     SERVICE_BY_NAME,
@@ -67,4 +68,5 @@ INDEXES: tuple[Index[Service] | Index[Network] | Index[Node] | Index[Task], ...]
     TASK_BY_NETWORK,
     TASK_UNALLOCATED,
     TASK_UNASSIGNED,
+    TASK_TO_REMOVE,
 )

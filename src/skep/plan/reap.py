@@ -2,6 +2,9 @@
 
 A slot keeps its last tasks for people to look at (`task_history_retention_limit`, the living one included); the node keeps the stopped
 container as long. The newest task of a slot is never taken: it tells that a finished slot is not to be filled again.
+
+Of a removed service a stopped task is shown for a moment longer: who waits for its end (`docker stack rm --detach=false` counts stopped
+tasks as it sees them, and waits for ever for those that it missed) must get to see it. Nothing is held by it meanwhile.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from skep.model.cluster import Cluster
-from skep.model.defaults import HISTORY_LIMIT, restarting
+from skep.model.defaults import HISTORY_LIMIT, STOPPED_TASK_SHOWN, restarting
 from skep.model.enums import TaskState, UpdateState
 from skep.model.service import Service
 from skep.model.tables import TASK_BY_SLOT, slot_key
@@ -18,9 +21,10 @@ from skep.plan.ops import Delete, Op, Plan
 from skep.plan.view import View
 
 
-def plan_reap(view: View, task_ids: Iterable[str]) -> Plan:
+def plan_reap(view: View, task_ids: Iterable[str], now: int) -> Plan:
     """Looks at the slots of these tasks (those that were created or changed) and at nothing else."""
     ops: list[Op] = []
+    shown: list[int] = []
     slots: dict[tuple[str, int, str], None] = {}
     for id in task_ids:
         task = view.get(Task, id)
@@ -31,8 +35,8 @@ def plan_reap(view: View, task_ids: Iterable[str]) -> Plan:
         elif because := _useless(task, None) or ("the container has left the network" if task.terminal else ""):
             ops.append(Delete(Task, task.id, because))
     for key in slots:
-        ops.extend(_reap_slot(view, key))
-    return Plan(tuple(ops))
+        ops.extend(_reap_slot(view, key, now, shown))
+    return Plan(tuple(ops), min(shown, default=None))
 
 
 def retention(view: View, service: Service) -> int:
@@ -46,12 +50,16 @@ def retention(view: View, service: Service) -> int:
     return HISTORY_LIMIT
 
 
-def _reap_slot(view: View, key: tuple[str, int, str]) -> Iterable[Op]:
+def _reap_slot(view: View, key: tuple[str, int, str], now: int, shown: list[int]) -> Iterable[Op]:
+    """`shown`: gets the times until which tasks are still shown."""
     tasks = list(view.find(TASK_BY_SLOT, key))
     service = view.get(Service, key[0])
     kept: list[Task] = []
     for task in tasks:
-        if because := _useless(task, service):
+        because = _useless(task, service)
+        if because and service is None and task.terminal and now < (until := task.status.applied_at + STOPPED_TASK_SHOWN):
+            shown.append(until)
+        elif because:
             yield Delete(Task, task.id, because)
         else:
             kept.append(task)
