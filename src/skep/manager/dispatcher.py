@@ -38,7 +38,7 @@ from skep.manager.departures import Departures
 from skep.manager.feeds import Feeds
 from skep.manager.nodes import described, doubted, down, nodes_to_wait_for, welcome
 from skep.manager.reports import BATCH_ITEMS, Reports
-from skep.manager.session import DISCOVERY, Readers, Session
+from skep.manager.session import DISCOVERY, Readers, Session, fall_due
 from skep.manager.timing import Batch, Deadlines
 from skep.model.cluster import Cluster
 from skep.model.defaults import HEARTBEAT_GRACE, HEARTBEAT_PERIOD
@@ -387,14 +387,6 @@ class Dispatcher:
             self._put(session, message)
 
     def _release_assignments(self) -> None:
-        for name in sorted(self._feeds.changed_feeds):
-            for session in self._readers.get(name, {}).values():
-                session.due = True
-                self._wake(session)
-        for node_id, tasks in self._feeds.changed_nodes.items():
-            found = self.sessions.get(node_id)
-            if found is not None:
-                found.tasks |= tasks
-                found.due = True
-                self._wake(found)
+        for session in fall_due(self._feeds, self._readers, self.sessions):
+            self._wake(session)
         self._feeds.settle()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import msgspec
 
 from skep.link.messages import PROTOCOL, Assignments, FromManager, Left
@@ -151,3 +153,17 @@ class Session:
 
 Readers = dict[str, dict[str, Session]]
 """Feed -> node id -> the session that reads it."""
+
+
+def fall_due(feeds: Feeds, readers: Readers, sessions: Mapping[str, Session]) -> Iterator[Session]:
+    """The sessions that what changed in the feeds concerns; each is marked with what it is to be told."""
+    for name in sorted(feeds.changed_feeds):
+        for session in readers.get(name, {}).values():
+            session.due = True
+            yield session
+    for node_id, tasks in feeds.changed_nodes.items():
+        found = sessions.get(node_id)
+        if found is not None:
+            found.tasks |= tasks
+            found.due = True
+            yield found
