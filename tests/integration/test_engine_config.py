@@ -339,3 +339,30 @@ def test_what_is_missing_is_made() -> None:
             assert out == "/made\n"
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_what_the_host_has_mounted_since_we_started_is_what_a_container_gets(runtime: str) -> None:
+    bench = Bench(runtime)
+    late = bench.folder / "late"
+    late.mkdir()
+
+    async def main() -> None:
+        engine = bench.engine()
+        await engine.start_up()
+        try:
+            kernel.mount("tmpfs", str(late), "tmpfs")
+            kernel.mount("", str(late), flags=kernel.MS_PRIVATE)
+            (late / "file").write_text("late")
+            mounts = (Mount(target="/a", source=str(late)), Mount(target="/b", source=str(late / "file"), read_only=True))
+            _, out, _ = await run(engine, "sh", "-c", "cat /a/file /b; echo x > /a/new; echo x > /b || echo refused", mounts=mounts)
+            assert out == "latelaterefused\n" and (late / "new").exists()
+        finally:
+            await engine.destroy()
+
+    try:
+        asyncio.run(main())
+    finally:
+        kernel.umount(str(late))
+        assert bench.left() == []
+        bench.clear()

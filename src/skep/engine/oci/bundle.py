@@ -266,6 +266,7 @@ def make_bundle(making: Making, stored: Stored, joined: spec.Joined = spec.Joine
     if config.ipc_mode == "shareable":
         shm = str(bundle / "shm")
         mounting.mount_shm(shm, config.shm_size)
+    config = msgspec.structs.replace(config, mounts=mounting.reachable(config.mounts, str(bundle / "m"), making.apart))
     identity = identify(rootfs, config.user, config.groups)
     paths = spec.Paths(
         rootfs=rootfs,
@@ -282,7 +283,11 @@ def make_bundle(making: Making, stored: Stored, joined: spec.Joined = spec.Joine
 
 def unmount(folders: Folders, id: str) -> None:
     kernel.umount(str(folders.rootfs(id)))
-    kernel.umount(str(folders.bundle(id) / "shm"))
+    bundle = folders.bundle(id)
+    kernel.umount(str(bundle / "shm"))
+    if (bundle / "m").exists():
+        for path in sorted((bundle / "m").iterdir()):
+            kernel.umount(str(path))
 
 
 def write_etc(folders: Folders, config: ContainerConfig) -> None:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import msgspec
 
 from skep.engine.base import ContainerConfig, Mount
 from skep.engine.oci import kernel
@@ -45,6 +47,30 @@ def _mount_of(path: str) -> kernel.MountPoint:
         if above and len(point.path) >= len(best.path):
             best = point
     return best
+
+
+def reachable(mounts: Sequence[Mount], folder: str, apart: bool) -> tuple[Mount, ...]:
+    """The same mounts from where the runtime can see them. What was mounted after its namespace was made arrives there only if it lies
+    in a shared mount; else it is bound below `folder`, which does. Idempotent."""
+    out = []
+    for number, mount in enumerate(mounts):
+        if apart and mount.kind == "bind" and os.path.exists(mount.source):
+            point = _mount_of(os.path.realpath(mount.source))
+            if point.path != "/" and not point.shared and not point.slave:
+                mount = msgspec.structs.replace(mount, source=_bind_below(mount, f"{folder}/{number}"))
+        out.append(mount)
+    return tuple(out)
+
+
+def _bind_below(mount: Mount, target: str) -> str:
+    os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+    if os.path.isdir(mount.source):
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    if not os.path.ismount(target) and not any(point.path == target for point in kernel.mounts()):
+        kernel.mount(mount.source, target, flags=kernel.MS_BIND | (kernel.MS_REC if mount.recursive else 0))
+    return target
 
 
 def mount_shm(path: str, size: int) -> None:
