@@ -135,7 +135,6 @@ class ProcessStreams:
             await self._queue.put((number, data))
 
     async def _next(self, reader: asyncio.StreamReader, ended: asyncio.Event) -> bytes:
-        # a pty whose other end is gone reads as EIO
         with contextlib.suppress(OSError):
             reading = asyncio.ensure_future(reader.read(CHUNK))
             ending = asyncio.ensure_future(ended.wait())
@@ -172,6 +171,13 @@ class ProcessStreams:
             self._make_room()
         if self.stdin is not None and self.master is None:
             self.stdin.close()
+
+
+class _UntilItsEnd(asyncio.StreamReaderProtocol):
+    """A pty whose other end is gone reads as EIO: its end. To a stream reader an error would take the place of what was not read yet."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(None)
 
 
 class NodeProcess:
@@ -228,7 +234,7 @@ class NodeProcess:
 
     async def _reader(self, fd: int) -> asyncio.StreamReader:
         reader = asyncio.StreamReader()
-        protocol = asyncio.StreamReaderProtocol(reader)
+        protocol = _UntilItsEnd(reader)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, os.fdopen(fd, "rb", 0))
         self._transports.append(transport)
         return reader
