@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from skep import config
@@ -27,6 +28,7 @@ from skep.api.tls import server_context
 from skep.clock import SECOND, Clock
 from skep.config import DOCKER_SOCKET, Settings
 from skep.datapath.base import Datapath
+from skep.datapath.check import examine
 from skep.datapath.node import MemberNetwork, NodeNetwork
 from skep.datapath.path import KernelDatapath
 from skep.datapath.resolving import ResolverNames
@@ -90,7 +92,8 @@ class Node:
         for line in self.volumes.warnings:
             log.warning("%s", line)
         self.kernel = KernelDatapath("skep", self.run_root / "network", "", clock=self.clock, aside=settings.forwarding == "aside")
-        self.network = NodeNetwork(self.kernel, ResolverNames(self.run_root))
+        self.names = ResolverNames(self.run_root)
+        self.network = NodeNetwork(self.kernel, self.names)
         self.networks = self.own_networks = Networks(
             self.data / "networks", self.network, self.clock, self.rng, host=lambda: host_networks("skep")
         )
@@ -126,6 +129,7 @@ class Node:
             make_datapath=self._datapath,
             make_backend=self._backend,
             attachments=self.cluster_attachments,
+            examine=partial(examine, self.kernel, self.names),
         )
 
     @property

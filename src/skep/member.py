@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from skep.agent.attachments import ClusterAttachments
+from skep.agent.check import Examine
 from skep.api.context import InitRequest
 from skep.clock import Clock
 from skep.datapath.base import Datapath
@@ -47,6 +48,8 @@ class Makers:
     backend: Callable[[Path], Backend]
     attachments: ClusterAttachments | None = None
     """Of plain containers to the cluster's networks."""
+    examine: Examine | None = None
+    """Looks whether this node's network is well."""
 
 
 @dataclass

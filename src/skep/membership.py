@@ -14,6 +14,7 @@ from pathlib import Path
 
 from skep import addresses, member
 from skep.agent.attachments import ClusterAttachments
+from skep.agent.check import Examine
 from skep.api.context import InitRequest, JoinRequest, SwarmInfo
 from skep.clock import MILLISECOND, SECOND, Clock
 from skep.datapath.base import Datapath
@@ -72,13 +73,14 @@ class Membership:
         make_backend: Callable[[Path], Backend],
         patience: float = PATIENCE,
         attachments: ClusterAttachments | None = None,
+        examine: Examine | None = None,
     ) -> None:
         """`root`: folder for the state; `describe`: from the root certificate; `make_datapath`: from the data path address.
 
         Raises ConfigError when what it finds there is not its own.
         """
         self._root = root
-        self._makers = Makers(clock, rng, describe, make_runtime, make_datapath, make_backend, attachments)
+        self._makers = Makers(clock, rng, describe, make_runtime, make_datapath, make_backend, attachments, examine)
         if attachments is not None:
             attachments.is_member = lambda: self._member is not None
         self._patience = patience

@@ -23,6 +23,7 @@ from skep.link.client import Client
 from skep.link.server import Server
 from skep.link.tls import Certificates, new_key
 from skep.manager import ca
+from skep.manager.check import Checks
 from skep.manager.control import Control
 from skep.manager.controllers import controllers
 from skep.manager.gate import Gate
@@ -113,6 +114,8 @@ class Parts:
         broker = LogBroker(store, sessions.dispatcher.send, rng)
         authority = ca.Authority(store, clock, rng)
         server = Server(Gate(authority, sessions, broker), self._certificates.server_context(), clock)
+        checks = Checks(store, sessions.ask, rng)
+        sessions.on_checked = checks.answered
         local = LocalLink(member.node_id, sessions, broker)
         renew = local_renewal(authority, self._certificates)
         async with asyncio.TaskGroup() as group:
@@ -126,7 +129,7 @@ class Parts:
             ]
             try:
                 await _listen(server, member.listen)
-                self.control = Control(store, clock, rng, member.node_id, broker)
+                self.control = Control(store, clock, rng, member.node_id, broker, checks)
                 self.agent = self._make_agent(datapath, runtime, state, local.session, local.logs)
                 self._on_change()
                 await self.agent.run()
@@ -160,6 +163,7 @@ class Parts:
             on_session=self._session_changed,
             attachments=self._makers.attachments,
             sandboxes=datapath.sandboxes,
+            examine=self._makers.examine,
         )
 
     def _session_changed(self) -> None:

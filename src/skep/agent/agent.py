@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from skep.agent.attachments import ClusterAttachments, Questions, is_place
+from skep.agent.check import Checks, Examine
 from skep.agent.logs import LogSource, send_logs
 from skep.agent.session import Session
 from skep.agent.state import State
@@ -56,6 +57,7 @@ class Agent:
         on_session: Callable[[], None] = lambda: None,
         attachments: ClusterAttachments | None = None,
         sandboxes: Callable[[], Awaitable[Sequence[str]]] | None = None,
+        examine: Examine | None = None,
     ) -> None:
         """`connect` and `open_logs`: `skep.link.client.Client.session` and `.logs`, or `skep.manager.local.LocalLink`'s.
 
@@ -84,6 +86,7 @@ class Agent:
         self._ending = False
         self.worker = Worker(state, clock.now(), tasks.known())
         self.session = Session(self.worker, describe, rng, clock.now(), address=address, managers=managers)
+        self._checks = Checks(examine)
         self._attachments = attachments or ClusterAttachments(rng)
         self._questions = Questions(self.session, self.worker, sandboxes or _none, self._wake.set)
 
@@ -106,7 +109,7 @@ class Agent:
                             await self._turn(group)
                 finally:
                     self._ending = True
-                for task in (*self._streams.values(), *([self._linking] if self._linking else [])):
+                for task in (*self._streams.values(), *self._checks.under_way, *([self._linking] if self._linking else [])):
                     task.cancel()
         finally:
             self._flush()
@@ -171,10 +174,17 @@ class Agent:
             elif message.stream in self._streams:
                 self._streams[message.stream].cancel()
         session.logs.clear()
+        for question in session.checks:
+            self._checks.begin(group, question, self._tell)
+        session.checks.clear()
         if session.broken and self._linking is not None:
             self._linking.cancel()
         if session.removed:
             self.worker.withdraw_all(now)
+
+    def _tell(self, message: FromAgent) -> None:
+        if self.session.welcomed:
+            self._send([message])
 
     def _send(self, messages: list[FromAgent]) -> None:
         if messages:

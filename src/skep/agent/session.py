@@ -17,6 +17,7 @@ from skep.link.messages import (
     Assignments,
     Attach,
     Beaten,
+    CheckWanted,
     Closing,
     Described,
     Find,
@@ -78,6 +79,8 @@ class Session:
         self.managers = managers
         self.logs: list[LogsWanted | LogsUnwanted] = []
         self.answers: list[Answer] = []
+        self.checks: list[CheckWanted] = []
+        """Asked and not yet begun."""
         self._questions: dict[str, Attach | Find] = {}
         self._unasked: list[str] = []
         self._acknowledge = 0
@@ -150,6 +153,8 @@ class Session:
                 self._break(message.reason)
             case LogsWanted() | LogsUnwanted():
                 self.logs.append(message)
+            case CheckWanted():
+                self.checks.append(message)
         return []
 
     def tick(self, now: int) -> list[FromAgent]:

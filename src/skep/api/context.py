@@ -152,6 +152,11 @@ class Cluster(Protocol):
         """Lines of these tasks, and with `service_id` and follow also of tasks that start later."""
         ...
 
+    # is the network well?
+    def check(self, network: str, repair: bool) -> AsyncIterator[Mapping[str, Any]]:
+        """What is found, as it is found (`skep.manager.check`); `network`: reference, empty: all."""
+        ...
+
 
 class LocalEvents(Protocol):
     """What this node can tell of in /events: messages in Docker's shape, newest last; the API adds the cluster's (scope swarm)."""

@@ -24,6 +24,7 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
     "network": (
         "Manage networks",
         {
+            "check": ("skep.cli.network_check", "Ask every node whether its network is well"),
             "connect": (NETWORK, "Connect a container to a network"),
             "create": ("skep.cli.network_create", "Create a network"),
             "disconnect": (NETWORK, "Disconnect a container from a network"),

@@ -228,6 +228,12 @@ def network_prune(filters: Filters | None = None) -> Call:
     return Call("POST", "/networks/prune", {"filters": _filters(filters)})
 
 
+def network_check(network: str, repair: bool) -> Call:
+    """A stream of JSON lines. Ours; Docker has no such call."""
+    query = {"network": network or None, "repair": "1" if repair else None}
+    return Call("POST" if repair else "GET", "/skep/network/check", query)
+
+
 def network_connect(network: str, container: str, endpoint: Mapping[str, Any]) -> Call:
     return Call("POST", f"/networks/{quote(network)}/connect", body={"Container": container, "EndpointConfig": endpoint})
 

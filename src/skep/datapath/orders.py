@@ -64,6 +64,9 @@ class Forget(Order, frozen=True, kw_only=True):
 class Check(Order, frozen=True, kw_only=True):
     """Ask in every container, and mend where nobody answers."""
 
+    mend: bool = True
+    """False: only say where."""
+
 
 class Resolve(Order, frozen=True, kw_only=True):
     """What a name means on one network, to a container that is on no other."""
@@ -72,13 +75,19 @@ class Resolve(Order, frozen=True, kw_only=True):
     name: str
 
 
+class Entries(Order, frozen=True, kw_only=True):
+    """All names of one network: `NAME ADDRESS ...` each, the addresses in order."""
+
+    network_id: str
+
+
 class Stop(Order, frozen=True, kw_only=True):
     """End. `clean`: and take our tables out of the containers."""
 
     clean: bool = False
 
 
-Any = Hello | Change | Local | Serve | Withdraw | Forget | Check | Resolve | Stop
+Any = Hello | Change | Local | Serve | Withdraw | Forget | Check | Resolve | Entries | Stop
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -11,12 +11,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from skep.datapath.base import HostPort, LocalState, Place, Resolving, Sandbox, Snapshot
+from skep.datapath.desired import Here, LocalPlace
 from skep.datapath.layout import Layout
 
 T = TypeVar("T")
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """What this node's network is according to, for those who try it out (skep.datapath.check)."""
+
+    snapshot: Snapshot | None
+    here: Here
+    router: Path
+    """Its namespace."""
+    places: tuple[tuple[LocalPlace, Path], ...] = ()
+    """Of the containers here, each with its namespace."""
 
 
 class KernelDatapath(Layout):
@@ -84,6 +99,14 @@ class KernelDatapath(Layout):
     async def explain(self) -> list[str]:
         """What `compare` would mend now, a sentence each; nothing is changed."""
         return await self._run(lambda: self._compare(mend=False))
+
+    async def standing(self) -> Standing:
+        """What was applied last, and from where it can be tried out."""
+        return await self._run(self._standing)
+
+    def _standing(self) -> Standing:
+        places = tuple((place, self._sandboxes.path(record.id)) for record in self._sandboxes.records.values() for place in record.places)
+        return Standing(snapshot=self._snapshot, here=Here(address=self._address, mtu=self._mtu), router=self._router.pin, places=places)
 
     def _end_thread(self) -> None:
         if self._thread is not None:

@@ -27,7 +27,7 @@ from skep.datapath import netns, orders, sockets
 from skep.datapath.base import LocalState
 from skep.datapath.names import Answer, View, look_up
 from skep.datapath.serving import Place, World
-from skep.datapath.tables import plain
+from skep.datapath.tables import entries_of, plain
 from skep.datapath.upstream import Upstream
 from skep.errors import SkepError
 
@@ -136,10 +136,13 @@ class Resolver:
             # cancelled tasks let go of their sockets when the loop has gone round
             await asyncio.sleep(0)
         elif isinstance(order, orders.Check):
-            return await self._check()
+            return await self._check(order.mend)
         elif isinstance(order, orders.Resolve):
             found = look_up(facts.tables, View(networks=(order.network_id,)), plain(order.name))
             return tuple(x for x in (*found.addresses, found.pointer) if x) if isinstance(found, Answer) else ()
+        elif isinstance(order, orders.Entries):
+            table = facts.tables.get(order.network_id)
+            return entries_of(table) if table is not None else ()
         elif isinstance(order, orders.Stop):
             if order.clean:
                 for place in self._places.values():
@@ -170,7 +173,7 @@ class Resolver:
             place.close()
         self._file(sandbox_id).unlink(missing_ok=True)
 
-    async def _check(self) -> list[str]:
+    async def _check(self, mend: bool) -> list[str]:
         """Each container asked as it would ask itself; a few at a time, so that nobody else waits."""
         if self._mending:
             return []
@@ -179,12 +182,12 @@ class Resolver:
         try:
             places = list(self._places.values())
             for start in range(0, len(places), AT_ONCE):
-                said += await asyncio.gather(*map(self._check_one, places[start : start + AT_ONCE]))
+                said += await asyncio.gather(*(self._check_one(place, mend) for place in places[start : start + AT_ONCE]))
         finally:
             self._mending = False
         return [sentence for sentence in said if sentence]
 
-    async def _check_one(self, place: Place) -> str:
+    async def _check_one(self, place: Place, mend: bool) -> str:
         id = place.spec.id
         if not place.alive:
             if self._places.get(id) is place:
@@ -193,6 +196,8 @@ class Resolver:
         way = await place.probe()
         if not way or self._places.get(id) is not place:
             return ""
+        if not mend:
+            return f"names do not resolve over {way} in sandbox {id}"
         try:
             place.reopen()
             left = await place.probe()

@@ -108,6 +108,18 @@ class ResolverNames:
         """What the process answers to a container that is on this network alone: addresses, or the name of an address in reverse."""
         return (await self._run(lambda: self._ask(orders.Resolve(network_id=network_id, name=name)))).said
 
+    async def entries(self, network_id: str) -> tuple[str, ...]:
+        """All names that the process knows on a network (`tables.entries_of`)."""
+        return (await self._run(lambda: self._ask(orders.Entries(network_id=network_id)))).said
+
+    async def explain(self) -> list[str]:
+        """In which containers names do not resolve; nothing is changed."""
+        return list((await self._run(lambda: self._ask(orders.Check(mend=False), CHECK_PATIENCE))).said)
+
+    async def renew(self) -> None:
+        """Tell the process all of the cluster's names again."""
+        await self._run(lambda: self._ask(self._everything()) if self._told is not None else None)
+
     # -- in the thread: orders
 
     def _serve(self, spec: orders.Serve) -> None:

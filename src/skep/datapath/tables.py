@@ -256,6 +256,11 @@ def _local_key(item: LocalName) -> str:
     return f"local/{item.network_id}/{item.address}/{' '.join(item.names)}"
 
 
+def entries_of(table: Table) -> tuple[str, ...]:
+    """Every name and its addresses, as `orders.Entries` gives them: the same for tables that mean the same."""
+    return tuple(f"{name} {' '.join(sorted(addresses))}" for name, addresses in sorted(table.entries.items()))
+
+
 def tables(snapshot: Snapshot, local: LocalState) -> Mapping[str, Table]:
     """All of them, from all there is."""
     facts = Facts()

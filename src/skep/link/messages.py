@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from skep.model.assignment import Item
+from skep.model.check import NodeReport
 from skep.model.network import Network
 from skep.model.node import NodeDescription
 from skep.model.spec import NodeSpec
@@ -17,7 +18,8 @@ from skep.model.task import TaskStatus
 PROTOCOL = 2
 """Raised when messages change; managers understand the version before theirs.
 
-2: names and virtual addresses (`DiscoveryItem`), leaving before dying (`Applied`, `Left`), questions (`Attach`, `Find`, `Answer`).
+2: names and virtual addresses (`DiscoveryItem`), leaving before dying (`Applied`, `Left`), questions (`Attach`, `Find`, `Answer`;
+`CheckWanted`, `Checked`).
 """
 
 
@@ -231,5 +233,22 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
     removed: bool = False
 
 
-FromAgent = Hello | Heartbeat | Applied | Report | Described | Attach | Find | Leave
-FromManager = Welcome | Beaten | Reported | Assignments | Left | Answer | NodeChanged | Closing | LogsWanted | LogsUnwanted
+# is the network well?
+
+
+class CheckWanted(Message, frozen=True, kw_only=True, tag="check"):
+    """Manager -> agent: look at your network, and say what you find (`Checked`)."""
+
+    question: str
+    networks: tuple[str, ...] = ()
+    """Ids; none: all that the node knows."""
+    repair: bool = False
+
+
+class Checked(Message, frozen=True, kw_only=True, tag="checked"):
+    question: str
+    report: NodeReport
+
+
+FromAgent = Hello | Heartbeat | Applied | Report | Described | Attach | Find | Leave | Checked
+FromManager = Welcome | Beaten | Reported | Assignments | Left | Answer | NodeChanged | Closing | LogsWanted | LogsUnwanted | CheckWanted

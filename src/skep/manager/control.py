@@ -14,6 +14,8 @@ from skep.errors import NotImplementedHere, Unavailable
 from skep.ids import Random
 from skep.link.messages import LogLine
 from skep.manager import control_cluster, control_networks, control_nodes, control_services
+from skep.manager.check import Checks
+from skep.manager.check import Event as CheckEvent
 from skep.manager.control_cluster import bootstrap_cluster as bootstrap_cluster
 from skep.manager.control_lookup import find_network, find_node, find_service, find_task
 from skep.model.cluster import Cluster
@@ -60,12 +62,15 @@ class LogBroker(Protocol):
 class Control:
     """`skep.api.context.Cluster` on a manager."""
 
-    def __init__(self, store: Store, clock: Clock, rng: Random, node_id: str, logs: LogBroker | None = None) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, rng: Random, node_id: str, logs: LogBroker | None = None, checks: Checks | None = None
+    ) -> None:
         self._store = store
         self._clock = clock
         self._rng = rng
         self._node_id = node_id
         self._logs = logs
+        self._checks = checks
 
     @property
     def view(self) -> View:
@@ -179,3 +184,11 @@ class Control:
         if self._logs is None:
             raise NotImplementedHere("this manager collects no logs")
         return self._logs.logs(tasks, options, service_id=service_id)
+
+    # is the network well?
+
+    def check(self, network: str, repair: bool) -> AsyncIterator[CheckEvent]:
+        """`network`: reference; empty: all. What is found, as it is found."""
+        if self._checks is None:
+            raise NotImplementedHere("this manager asks no nodes")
+        return self._checks.run([self.network(network).id] if network else [], repair)

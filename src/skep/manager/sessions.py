@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from skep.clock import SECOND, Clock, Drift
 from skep.errors import Invalid, SkepError
 from skep.ids import Random
 from skep.link.channel import Channel, Closed, Refused, decode_from_agent, encode
-from skep.link.messages import Hello
+from skep.link.messages import Checked, CheckWanted, Hello
 from skep.manager.dispatcher import Dispatcher
-from skep.manager.session import Session
+from skep.manager.session import DISCOVERY, Session
 from skep.store.base import Store
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class Sessions:
         self._wakes: dict[Session, asyncio.Event] = {}
         self._moved = asyncio.Event()
         self._sleeping_until: int | None = None
+        self.on_checked: Callable[[str, Checked], None] = lambda node_id, message: None
+        """Called with what a node found in its network (skep.manager.check)."""
         self.dispatcher = Dispatcher(store, rng, clock.now(), on_ready=self._ready)
 
     def _now(self) -> int:
@@ -59,6 +62,11 @@ class Sessions:
         """Tell every node that the session ends; each comes back to whichever manager there is. No session begins after this."""
         self._stopping = reason
         self.dispatcher.stop(reason)
+
+    def ask(self, node_id: str, wanted: CheckWanted) -> bool:
+        """Ask this node whether its network is well. False: it has no session, or does not understand that."""
+        session = self.dispatcher.sessions.get(node_id)
+        return session is not None and session.protocol >= DISCOVERY and self.dispatcher.send(node_id, wanted)
 
     async def serve(self, node_id: str, channel: Channel, peer: str = "") -> None:
         """One session, from its greeting to its end. Raises Refused, Invalid."""
@@ -100,7 +108,11 @@ class Sessions:
             allowed, at = min(BURST, allowed + max(now - at, 0) * RATE / SECOND) - 1 - len(frame) / FRAME_SHARE, now
             if allowed < 0:
                 await self._clock.sleep(int(-allowed * SECOND / RATE))
-            self.dispatcher.receive(session, decode_from_agent(frame), self._now())
+            message = decode_from_agent(frame)
+            if isinstance(message, Checked):
+                self.on_checked(session.node_id, message)
+                continue
+            self.dispatcher.receive(session, message, self._now())
             self._look_at_time()
 
     async def _write(self, session: Session, channel: Channel, wake: asyncio.Event) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from skep.api.routes import (
     attach,
+    check,
     containers,
     diskusage,
     distribution,
@@ -43,6 +44,7 @@ for _module in (
     exec,
     events,
     volumes,
+    check,
     refused,
 ):
     ROUTES.include(_module.ROUTES)
