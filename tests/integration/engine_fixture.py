@@ -7,16 +7,18 @@ import itertools
 import os
 import random
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from skep.engine.base import ContainerConfig, Image, ImageConfig, Progress
 from skep.engine.oci import kernel
+from skep.engine.oci.bundle import remove_cgroups
 from skep.engine.oci.engine import OciEngine
 from skep.errors import NotFound
 
@@ -106,7 +108,24 @@ class Bench:
         found += subprocess.run(["find", "/sys/fs/cgroup", "-name", name], capture_output=True, text=True, check=False).stdout.split()
         return found
 
+    def wipe(self) -> None:
+        """End every process of ours, take every mount and cgroup of ours down: a boot, or what a failed test leaves."""
+        deadline = time.monotonic() + 10
+        for freezer in Path(f"/sys/fs/cgroup/freezer{self.cgroup}").glob("*/freezer.state"):
+            freezer.write_text("THAWED")
+        while pids := [int(line.split()[1].rstrip(":")) for line in self.left() if line.startswith("process")]:
+            assert time.monotonic() < deadline, self.left()
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+        for point in reversed([one.path for one in kernel.mounts() if self.folder.name in one.path]):
+            kernel.umount(point)
+        remove_cgroups(self.cgroup)
+
     def clear(self) -> None:
+        if self.left():
+            self.wipe()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -17,6 +17,7 @@ from engine_fixture import Bench, config, until
 
 from skep.engine.base import Mount
 from skep.engine.oci import kernel
+from skep.engine.oci.bundle import remove_tree
 from skep.engine.oci.engine import OciEngine
 from skep.errors import SkepError
 
@@ -157,7 +158,8 @@ def test_after_a_reboot() -> None:
         async for _ in engine.logs(running.id, follow=True):
             break
         await engine.shut_down()
-        reboot(bench)
+        bench.wipe()
+        remove_tree(bench.run)
         engine = await adopted(bench)
         try:
             states = {made.id: engine.get(made.id) for made in every}
@@ -186,28 +188,6 @@ def test_after_a_reboot() -> None:
         asyncio.run(main())
     finally:
         bench.clear()
-
-
-def reboot(bench: Bench) -> None:
-    """End every process of ours, take every mount of ours down, empty /run."""
-    deadline = time.monotonic() + 10
-    for freezer in Path(f"/sys/fs/cgroup/freezer{bench.cgroup}").glob("*/freezer.state"):
-        freezer.write_text("THAWED")
-    while any(line.startswith("process") for line in bench.left()):
-        assert time.monotonic() < deadline
-        for line in bench.left():
-            if line.startswith("process"):
-                try:
-                    os.kill(int(line.split()[1].rstrip(":")), signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-        time.sleep(0.02)
-    for point in reversed([one.path for one in kernel.mounts() if bench.folder.name in one.path]):
-        kernel.umount(point)
-    from skep.engine.oci.bundle import remove_cgroups, remove_tree
-
-    remove_cgroups(bench.cgroup)
-    remove_tree(bench.run)
 
 
 def test_a_container_and_all_its_watchers_killed_at_once() -> None:
