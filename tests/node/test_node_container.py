@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from skep.engine.base import Image, ImageConfig, Limits, Ulimit
-from skep.errors import Invalid, SkepError
+from skep.engine.base import Device, Image, ImageConfig, Limits, Ulimit
+from skep.errors import Forbidden, Invalid, SkepError
 from skep.model import spec as s
 from skep.model.assignment import TaskItem
 from skep.model.task import Attachment, Task
-from skep.node.container import NodeFacts, build, environment, expanded, log_options, mount_of, parse_size, refuse_unsupported, resolv_conf
+from skep.node.container import NodeFacts, build, environment, expanded, log_options, lowered, parse_size, refuse_unsupported, resolv_conf
 
 FACTS = NodeFacts(hostname="host1", resolv_conf="# x\nnameserver 127.0.0.53\nnameserver 10.0.0.2\nsearch corp.example\noptions ndots:2\n")
 IMAGE = Image(
@@ -140,10 +140,13 @@ def test_generic_resources_become_variables() -> None:
             "secret key: secrets are not available in this version of skep",
         ),
         ({"configs": (s.ConfigReference(config_id="i"),)}, "config i: configs are not available in this version of skep"),
-        ({"mounts": (s.Mount(type="image", source="v", target="/v"),)}, "mount /v: mounts of type image are not available"),
-        ({"isolation": "hyperv"}, "isolation hyperv is for Windows containers"),
-        ({"privileges": s.Privileges(credential_spec=s.CredentialSpec(file="x"))}, "a credential spec is for Windows containers"),
-        ({"privileges": s.Privileges(selinux_context=s.SELinuxContext(user="x"))}, "SELinux labels are not available"),
+        (
+            {"mounts": (s.Mount(type="image", source="v", target="/v"),)},
+            "mount /v: skep has no mounts of type image, use bind, volume or tmpfs",
+        ),
+        ({"isolation": "hyperv"}, "isolation hyperv exists on Windows only"),
+        ({"privileges": s.Privileges(credential_spec=s.CredentialSpec(file="x"))}, "credential specs exist on Windows only"),
+        ({"privileges": s.Privileges(selinux_context=s.SELinuxContext(user="x"))}, "skep does not set SELinux labels"),
         ({"privileges": s.Privileges(seccomp=s.SeccompOpts(mode="custom", profile="%"))}, "seccomp profile is not base64 of JSON"),
         ({"privileges": s.Privileges(seccomp=s.SeccompOpts(mode="odd"))}, "unknown seccomp mode odd"),
         ({"hostname": "{{.Nope}}"}, "expanding hostname failed: template: expansion:1"),
@@ -156,10 +159,45 @@ def test_what_this_version_cannot_do_is_never_ignored(container: dict[str, Any],
     assert message in refused.value.text and "\n" not in refused.value.text
 
 
-def test_a_network_without_an_address_is_refused_but_the_hosts_own() -> None:
-    with pytest.raises(SkepError, match="network n1: networks of one node are not available"):
-        made(item(None, (Attachment(network_id="n1"),)))
-    assert made(item(None, (Attachment(network_id="host"),))).host_network
+def test_the_hosts_network() -> None:
+    host = (Attachment(network_id="host"),)
+    assert made(item(None, host)).host_network
+    with pytest.raises(Invalid, match=r"sysctl 'net.core.somaxconn' is not allowed in the host network namespace"):
+        made(item(None, host, sysctls={"kernel.msgmax": "1", "net.core.somaxconn": "9"}))
+
+
+def test_what_the_services_labels_ask_for() -> None:
+    labels = {"skep.privileged": "true", "skep.devices": "/dev/fuse,/dev/kvm:/dev/mine:r", "x": "y"}
+    given = item()
+    config = made(TaskItem(task=given.task, service_labels=labels))
+    assert config.privileged
+    assert config.devices == (
+        Device(source="/dev/fuse", target="/dev/fuse"),
+        Device(source="/dev/kvm", target="/dev/mine", permissions="r"),
+    )
+    assert "x" not in config.labels, "labels of the service are not its containers'"
+    with pytest.raises(Forbidden, match="service web may not"):
+        made(TaskItem(task=given.task, service_labels=labels, refused="service web may not be privileged"))
+
+
+def test_memory() -> None:
+    def limits(limit: int, reserved: int) -> Limits:
+        resources = s.ResourceRequirements(limits=s.Limits(memory_bytes=limit), reservations=s.Reservations(memory_bytes=reserved))
+        got: Limits = made(item({"resources": resources})).limits
+        return got
+
+    assert limits(64, 32) == Limits(memory=64, memory_reservation=32)
+    assert limits(0, 32) == Limits(memory_reservation=32)
+    assert limits(64, 128) == Limits(memory=64, memory_reservation=64), "the kernel takes no more than the limit"
+
+
+def test_a_host_that_allows_less_says_so() -> None:
+    asked = (Ulimit(name="nofile", soft=5, hard=300), Ulimit(name="nproc", soft=-1, hard=-1), Ulimit(name="core", soft=0, hard=0))
+    assert lowered(asked, {"RLIMIT_NOFILE": 200, "RLIMIT_NPROC": 50, "RLIMIT_CORE": -1}) == [
+        "ulimit nofile is 200 instead of 300: this host allows no more",
+        "ulimit nproc is 50 instead of unlimited: this host allows no more",
+    ]
+    assert lowered(asked, {"RLIMIT_NOFILE": 300}) == lowered(asked, {}) == []
 
 
 @pytest.mark.parametrize(
@@ -194,21 +232,6 @@ def test_log_drivers_refused(driver: s.Driver, message: str) -> None:
 
 def test_sizes() -> None:
     assert [parse_size(text) for text in ("10", "10b", "1k", "1KiB", "1.5m", "2gb", "-1")] == [10, 10, 1024, 1024, 3 << 19, 2 << 30, 0]
-
-
-def test_mounts() -> None:
-    bind = mount_of(
-        s.Mount(
-            type="bind",
-            source="/a",
-            target="/b",
-            read_only=True,
-            bind_options=s.BindOptions(propagation="rslave", non_recursive=True, read_only_force_recursive=True),
-        )
-    )
-    assert (bind.source, bind.read_only, bind.propagation, bind.recursive, bind.options) == ("/a", True, "rslave", False, ("rro",))
-    options = s.TmpfsOptions(size_bytes=1024, mode=0o1770, options=(("uid", "5"), ("exec",)))
-    assert mount_of(s.Mount(type="tmpfs", target="/t", tmpfs_options=options)).options == ("size=1024", "mode=1770", "uid=5", "exec")
 
 
 def test_environment_merges() -> None:

@@ -217,7 +217,7 @@ REFUSED: list[tuple[str, int, str]] = [
         501,
         "skep does not keep secrets yet: take them out of the service",
     ),
-    ('{"Labels":{"skep.ingres":"1"}}', 400, IN + 'skep knows no label "skep.ingres": the known ones are skep.drain and skep.mesh.local'),
+    ('{"Labels":{"skep.ingres":"1"}}', 400, IN + 'skep knows no label "skep.ingres": the known ones are skep.devices, skep.drain, skep.mesh.local and skep.privileged'),
     ('{"TaskTemplate":{"Networks":[{"Target":"nowhere"}]}}', 404, "network nowhere not found"),
     (
         '{"TaskTemplate":{"Networks":[{"Target":"ingress"}]}}',

@@ -317,10 +317,11 @@ class Worker:
     def _record(self, work: Work, step: Step, now: int) -> None:
         state = step.state if step.state is not None else work.status.state
         seen = work.observed if state >= TaskState.STARTING else None
+        remark = f" ({seen.message})" if seen is not None and seen.message and state is TaskState.RUNNING else ""
         work.status = TaskStatus(
             timestamp=now,
             state=state,
-            message=step.message,
+            message=step.message + remark,
             err=step.error,
             container=(seen and seen.container) or work.status.container,
             ports=(seen.ports if seen else ()) or work.status.ports,

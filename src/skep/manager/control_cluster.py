@@ -16,6 +16,7 @@ from skep.manager.control_validate import invalid, quoted
 from skep.model.cluster import Cluster, JoinTokens, RootCA
 from skep.model.defaults import DATA_PATH_PORT, HEARTBEAT_PERIOD, HISTORY_LIMIT, NODE_CERT_EXPIRY, SUBNET_SIZE
 from skep.model.enums import Availability, Membership, Role
+from skep.model.labels import check_cluster_labels
 from skep.model.node import Certificate, Node, NodeDescription, NodeStatus
 from skep.model.spec import ClusterSpec, NodeSpec
 from skep.plan.ops import Change, Create, Op
@@ -130,6 +131,7 @@ def check_cluster(spec: ClusterSpec, current: ClusterSpec | None = None) -> None
     ca = spec.ca_config
     if spec.name != "default":
         raise Invalid('swarm spec must be named "default"')
+    check_cluster_labels(spec.labels)
     if ca.node_cert_expiry < MIN_CERT_EXPIRY:
         raise invalid("minimum certificate expiry time is: 1h0m0s")
     if spec.dispatcher.heartbeat_period < 0:

@@ -17,7 +17,9 @@ from skep.manager.control_lookup import find_network
 from skep.manager.control_names import random_name
 from skep.manager.control_validate import check_service, invalid
 from skep.model.base import Spec
+from skep.model.cluster import Cluster
 from skep.model.enums import UpdateState
+from skep.model.labels import parse_labels, patterns, refusal
 from skep.model.network import Network
 from skep.model.service import Service, UpdateStatus
 from skep.model.spec import (
@@ -50,6 +52,7 @@ def create_service(view: View, spec: ServiceSpec, registry_auth: str, rng: Rando
     _check_networks(view, spec)
     check_ports(view, spec, "")
     _check_ingress(view, spec)
+    check_allowed(view, spec)
     service = Service(id=new_id(rng), spec=spec, spec_version=view.version + 1, registry_auth=registry_auth)
     return Create(service, "created by the user")
 
@@ -83,6 +86,7 @@ def update_service(
         raise NotImplementedHere("renaming services is not supported", rpc="Unimplemented")
     fields = _rolled_back(current, now) if rollback == "previous" else _updated(view, current, spec, auth)
     _check_ingress(view, fields["spec"])
+    check_allowed(view, fields["spec"])
     if not in_sequence(version, current.spec_index, current.version):
         raise OutOfSequence
     return Change(Service, current.id, fields, "rolled back by the user" if rollback == "previous" else "updated by the user")
@@ -274,6 +278,14 @@ def check_ports(view: View, spec: ServiceSpec, service_id: str) -> None:
             if "ingress" in modes or modes and port.publish_mode == "ingress":
                 form = "an ingress port" if port.publish_mode == "ingress" else "a host-published port"
                 raise invalid(f"port '{port.published_port}' is already in use by service '{service.name}' ({service.id}) as {form}")
+
+
+def check_allowed(view: View, spec: ServiceSpec) -> None:
+    """What makes root of a container root of its node is allowed by the cluster, not by whoever may create services."""
+    cluster = next(iter(view.all(Cluster)), None)
+    refused = refusal(parse_labels(spec.labels), spec.name, patterns(cluster.spec.labels) if cluster is not None else ())
+    if refused:
+        raise Forbidden(refused, rpc="PermissionDenied")
 
 
 def needs_ingress(spec: ServiceSpec) -> bool:

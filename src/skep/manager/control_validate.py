@@ -9,6 +9,8 @@ import json
 import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+import msgspec
+
 from skep.clock import MILLISECOND
 from skep.errors import Forbidden, Invalid, NotImplementedHere
 from skep.model.enums import Condition, FailureAction, Order
@@ -26,7 +28,9 @@ from skep.model.spec import (
     TaskSpec,
     UpdateConfig,
 )
+from skep.plan.container import check_container
 from skep.plan.schedule.constraint import validate_constraints
+from skep.plan.template import DUMMY, expand_spec
 
 NAME = re.compile(r"[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*", re.ASCII)
 MOUNT_TYPES = frozenset({"bind", "volume", "tmpfs", "npipe", "cluster", "image"})
@@ -59,6 +63,7 @@ def check_service(spec: ServiceSpec) -> None:
     check_name(spec.name)
     _check_labels(spec)
     check_task(spec.task_template)
+    check_expanded(spec)
     _check_mode(spec)
     for config in (spec.update_config, spec.rollback_config):
         _check_rollout(config)
@@ -150,15 +155,26 @@ def _check_container(container: ContainerSpec) -> None:
         raise invalid("ContainerSpec: image reference must be provided")
     if not image_reference(container.image):
         raise invalid(f"ContainerSpec: {quoted(container.image)} is not a valid repository/tag")
-    targets: set[str] = set()
-    for mount in container.mounts or ():
-        if mount.target in targets:
-            raise invalid(f"ContainerSpec: duplicate mount point: {mount.target}")
-        if mount.type == "cluster":
-            raise NotImplementedHere("skep has no cluster volumes (CSI): use a volume or a bind mount")
-        targets.add(mount.target)
     if container.healthcheck is not None:
         _check_health(container.healthcheck)
+
+
+def check_expanded(spec: ServiceSpec) -> None:
+    """A dry run: what the templates make of it must be something that a node can run. A node's own words are stood in for."""
+    container = spec.task_template.container_spec
+    if container is None:
+        return
+    context = msgspec.structs.replace(DUMMY, service_name=spec.name, service_labels=spec.labels)
+    try:
+        expanded = expand_spec(container, context)
+    except Invalid as error:
+        raise invalid(error.text) from None
+    targets: set[str] = set()
+    for mount in expanded.mounts or ():
+        if mount.target in targets:
+            raise invalid(f"ContainerSpec: duplicate mount point: {mount.target}")
+        targets.add(mount.target)
+    check_container(expanded, hostname="{{" not in container.hostname)
 
 
 def image_reference(text: str) -> bool:

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Iterator
 
 from skep.model.assignment import DiscoveryItem, EndpointItem, Item
 from skep.model.base import Object
+from skep.model.cluster import Cluster
 from skep.model.enums import TaskState
+from skep.model.labels import service_labels
 from skep.model.network import Network
 from skep.model.node import Node
 from skep.model.service import Service
@@ -91,7 +93,10 @@ class Feeds:
         self.changed_feeds: set[str] = set()
         self.changed_nodes: dict[str, set[str]] = {}
         """Node -> ids of its tasks that it must be told of (none: only its networks changed)."""
-        for kind in (Node, Service, Network, Task):
+        self._cluster_version = 0
+        self._allowed: tuple[str, ...] = ()
+        """Services that the cluster lets be privileged."""
+        for kind in (Cluster, Node, Service, Network, Task):
             for thing in view.all(kind):
                 self._change(kind, thing.id, thing)
         self.settle()
@@ -114,11 +119,11 @@ class Feeds:
         task = self._tasks.get(id)
         if task is None or task.node_id != node_id or not assignment.assigned(task):
             return None
-        return assignment.task_item(task, self.services.get(task.service_id))
+        return assignment.task_item(task, self.services.get(task.service_id), self._allowed)
 
     def tasks(self, node_id: str) -> Iterator[Item]:
         for task in self._by_node.get(node_id, {}).values():
-            yield assignment.task_item(task, self.services.get(task.service_id))
+            yield assignment.task_item(task, self.services.get(task.service_id), self._allowed)
 
     def names(self, node_id: str) -> set[str]:
         """The feeds this node reads."""
@@ -142,6 +147,8 @@ class Feeds:
             self._service(id, new if isinstance(new, Service) else None)
         elif kind is Network:
             self._network(id, new if isinstance(new, Network) else None)
+        elif kind is Cluster:
+            self._cluster(new if isinstance(new, Cluster) else None)
 
     def _put(self, feed: str, key: str, item: Item | None) -> None:
         if self.feeds.setdefault(feed, Feed()).put(key, item):
@@ -174,10 +181,25 @@ class Feeds:
         if old is None or new is None or _discovered(old) != _discovered(new):
             self._replace(assignment.discovery_items(old) if old else (), assignment.discovery_items(new) if new else ())
         if assignment.service_told_anew(old, new):
-            for task_id in self._by_service.get(id, ()):
-                task = self._tasks[task_id]
-                if assignment.assigned(task):
-                    self._mark(task.node_id, task_id)
+            self._tell_tasks(id)
+
+    def _cluster(self, new: Cluster | None) -> None:
+        """Who asks for what the cluster may refuse is told of what it says now."""
+        if new is not None and new.version < self._cluster_version:
+            return
+        self._cluster_version = new.version if new is not None else 0
+        before, self._allowed = self._allowed, assignment.allowed_in(new)
+        if before == self._allowed:
+            return
+        for service in self.services.values():
+            if service_labels(service.spec.labels).needs_allowance:
+                self._tell_tasks(service.id)
+
+    def _tell_tasks(self, service_id: str) -> None:
+        for task_id in self._by_service.get(service_id, ()):
+            task = self._tasks[task_id]
+            if assignment.assigned(task):
+                self._mark(task.node_id, task_id)
 
     def _network(self, id: str, new: Network | None) -> None:
         old = self._networks.get(id)

@@ -21,6 +21,8 @@ class TaskItem(Record, frozen=True, kw_only=True, tag="task"):
     """base64url JSON; stays in the node's memory."""
     published: tuple[PortConfig, ...] = ()
     """Ingress ports of its service, with `published_port` filled in."""
+    refused: str = ""
+    """Why the cluster does not allow what the service's labels ask for (privileged containers, devices); empty: nothing is refused."""
 
     @property
     def key(self) -> str:

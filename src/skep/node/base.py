@@ -42,7 +42,8 @@ class Tasks(Protocol):
         ...
 
     def status(self, task_id: str) -> TaskStatus | None:
-        """Container id, pid, exit code and host ports as they are now (state and times are the caller's)."""
+        """Container id, pid, exit code and host ports as they are now (state and times are the caller's); `message`: what of the spec this
+        host could not do in full, shown while it runs."""
         ...
 
     def known(self) -> list[str]:

@@ -1,11 +1,11 @@
 """A task as a container: its spec over its image's, templates expanded, nothing left to decide. No I/O.
 
-What this version cannot do is refused here with one sentence, before anything is made: a task never runs without a part of its spec.
+What is wrong with it, or not allowed, is refused here with one sentence, before anything is made: a task never runs without a part of its
+spec.
 """
 
 from __future__ import annotations
 
-import base64
 import posixpath
 import re
 from collections.abc import Iterable, Mapping
@@ -13,14 +13,16 @@ from typing import Any
 
 import msgspec
 
-from skep.engine.base import ContainerConfig, Image, Limits, Mount, Ulimit
-from skep.errors import Invalid, SkepError
+from skep.engine.base import ContainerConfig, Device, Image, Limits, Ulimit
+from skep.errors import Forbidden, Invalid, SkepError
 from skep.model import defaults
 from skep.model.assignment import TaskItem
-from skep.model.spec import ContainerSpec, DNSConfig, Driver, Healthcheck, PortConfig, TmpfsOptions
-from skep.model.spec import Mount as MountSpec
+from skep.model.labels import service_labels
+from skep.model.spec import ContainerSpec, DNSConfig, Driver, Healthcheck, PortConfig, TaskSpec
+from skep.model.spec import Limits as AskedLimits
 from skep.model.task import Task
 from skep.node.base import LocalEndpoint
+from skep.plan.container import check_container, seccomp_profile
 from skep.plan.template import context_of, expand_spec
 
 TASK_ID = "com.docker.swarm.task.id"
@@ -54,30 +56,20 @@ def expanded(item: TaskItem, facts: NodeFacts) -> ContainerSpec:
 
 
 def refuse_unsupported(item: TaskItem, spec: ContainerSpec) -> None:
-    """Raises SkepError naming the first thing this version cannot do."""
+    """Raises SkepError naming the first thing that is wrong with it, that skep cannot do, or that the cluster does not allow."""
+    if item.refused:
+        raise Forbidden(item.refused)
     if spec.secrets:
         raise _not_yet(f"secret {spec.secrets[0].secret_name or spec.secrets[0].secret_id}: secrets are")
     if spec.configs:
         raise _not_yet(f"config {spec.configs[0].config_name or spec.configs[0].config_id}: configs are")
-    for mount in spec.mounts or ():
-        if mount.type not in ("bind", "tmpfs", "volume"):
-            raise _not_yet(f"mount {mount.target}: mounts of type {mount.type} are")
-        if mount.type != "volume":
-            mount_of(mount)
-    if spec.isolation not in ("", "default"):
-        raise SkepError(f"isolation {spec.isolation} is for Windows containers")
-    rights = spec.privileges
-    if rights is not None:
-        if rights.credential_spec is not None and msgspec.to_builtins(rights.credential_spec) != {"Config": "", "File": "", "Registry": ""}:
-            raise SkepError("a credential spec is for Windows containers")
-        selinux = rights.selinux_context
-        if selinux is not None and (selinux.user or selinux.role or selinux.type or selinux.level):
-            raise _not_yet("SELinux labels are")
-        if rights.app_armor is not None and rights.app_armor.mode not in ("", "default", "disabled"):
-            raise _not_yet(f"AppArmor mode {rights.app_armor.mode} is")
-    for attachment in item.task.attachments:
-        if not attachment.addresses and attachment.network_id not in ("bridge", "host", "none"):
-            raise _not_yet(f"network {attachment.network_id}: networks of one node are")
+    check_container(spec)
+    if on_host_network(item) and (key := next((key for key in spec.sysctls or {} if key.startswith("net.")), "")):
+        raise Invalid(f"sysctl '{key}' is not allowed in the host network namespace")
+
+
+def on_host_network(item: TaskItem) -> bool:
+    return any(attachment.network_id == "host" for attachment in item.task.attachments)
 
 
 def _not_yet(what: str) -> SkepError:
@@ -104,9 +96,9 @@ def build(
     task = item.task
     driver = task.log_driver or task.spec.log_driver or facts.log_driver
     log_driver, max_size, max_files = log_options(driver)
-    asked = task.spec.resources.limits if task.spec.resources is not None else None
     hostname = spec.hostname or id[:12]
     rights = spec.privileges
+    said = service_labels(item.service_labels)
     return ContainerConfig(
         id=id,
         name=task.name,
@@ -120,18 +112,20 @@ def build(
         labels=labels(item, spec, image),
         capabilities_add=spec.capability_add or (),
         capabilities_drop=spec.capability_drop or (),
+        privileged=said.privileged,
+        devices=tuple(Device(source=one.source, target=one.target, permissions=one.permissions) for one in said.devices),
         no_new_privileges=rights is not None and rights.no_new_privileges,
-        seccomp=seccomp_of(spec),
+        seccomp=seccomp_profile(rights),
         read_only=spec.read_only,
         tty=spec.tty,
         stdin=spec.open_stdin,
         init=bool(spec.init),
         sysctls={key: value for key, value in (spec.sysctls or {}).items() if not key.startswith("net.")},
         ulimits=tuple(Ulimit(name=ulimit.name, soft=ulimit.soft, hard=ulimit.hard) for ulimit in spec.ulimits or ()),
-        limits=Limits() if asked is None else Limits(nano_cpus=asked.nano_cpus, memory=asked.memory_bytes, pids=asked.pids),
+        limits=limits_of(task.spec),
         oom_score_adj=spec.oom_score_adj,
         netns=netns,
-        host_network=any(attachment.network_id == "host" for attachment in task.attachments),
+        host_network=on_host_network(item),
         hosts=hosts(spec, hostname, [*(a.addresses for a in task.attachments), *((e.address,) for e in local)]),
         resolv_conf=resolv_conf(spec.dns_config, facts.resolv_conf, embedded=bool(netns)),
         stop_signal=spec.stop_signal or image.config.stop_signal or "SIGTERM",
@@ -151,10 +145,35 @@ def build(
                     for attachment in task.attachments
                     if attachment.addresses or attachment.network_id == "host"
                 ),
-                *({"id": endpoint.network_id, "addresses": [endpoint.address], "aliases": []} for endpoint in local),
+                *(
+                    {"id": endpoint.network_id, "addresses": [endpoint.address], "aliases": [], "gateway": endpoint.gateway}
+                    for endpoint in local
+                ),
             ],
         },
     )
+
+
+def limits_of(task: TaskSpec) -> Limits:
+    """Of memory also what is reserved: the least that the kernel leaves it when the node runs short."""
+    if task.resources is None:
+        return Limits()
+    asked = task.resources.limits or AskedLimits()
+    reserved = task.resources.reservations.memory_bytes if task.resources.reservations is not None else 0
+    if asked.memory_bytes:
+        reserved = min(reserved, asked.memory_bytes)
+    return Limits(nano_cpus=asked.nano_cpus, memory=asked.memory_bytes, memory_reservation=reserved, pids=asked.pids)
+
+
+def lowered(ulimits: Iterable[Ulimit], ceilings: Mapping[str, int]) -> list[str]:
+    """A sentence for each ulimit that is above what this host lets its containers have. `ceilings`: `RLIMIT_X` -> its most, -1: none."""
+    said = []
+    for ulimit in ulimits:
+        most = ceilings.get(f"RLIMIT_{ulimit.name.upper()}", -1)
+        if most >= 0 and (ulimit.hard < 0 or ulimit.hard > most):
+            asked = "unlimited" if ulimit.hard < 0 else str(ulimit.hard)
+            said.append(f"ulimit {ulimit.name} is {most} instead of {asked}: this host allows no more")
+    return said
 
 
 def arguments(spec: ContainerSpec, image: Image) -> tuple[str, ...]:
@@ -209,50 +228,6 @@ def labels(item: TaskItem, spec: ContainerSpec, image: Image) -> dict[str, str]:
         TASK_ID: task.id,
         "com.docker.swarm.task.name": task.name,
     }
-
-
-def mount_of(mount: MountSpec) -> Mount:
-    if not mount.target.startswith("/"):
-        raise Invalid(f"invalid mount config for type \"{mount.type}\": invalid mount path: '{mount.target}' mount path must be absolute")
-    if mount.type == "tmpfs":
-        options = tuple(_tmpfs_options(mount.tmpfs_options or TmpfsOptions()))
-        return Mount(target=mount.target, kind="tmpfs", read_only=mount.read_only, options=options)
-    if not mount.source.startswith("/"):
-        raise Invalid(f"invalid mount config for type \"bind\": invalid mount path: '{mount.source}' mount path must be absolute")
-    bind = mount.bind_options
-    return Mount(
-        target=mount.target,
-        source=mount.source,
-        read_only=mount.read_only,
-        propagation=(bind.propagation if bind is not None else "") or "rprivate",
-        recursive=bind is None or not bind.non_recursive,
-        options=("rro",) if bind is not None and bind.read_only_force_recursive and mount.read_only else (),
-    )
-
-
-def _tmpfs_options(options: TmpfsOptions) -> Iterable[str]:
-    if options.size_bytes:
-        yield f"size={options.size_bytes}"
-    if options.mode:
-        yield f"mode={options.mode:o}"
-    for option in options.options or ():
-        yield "=".join(option)
-
-
-def seccomp_of(spec: ContainerSpec) -> str:
-    asked = spec.privileges.seccomp if spec.privileges is not None else None
-    match asked.mode if asked is not None else "":
-        case "" | "default":
-            return "default"
-        case "unconfined":
-            return "unconfined"
-        case "custom":
-            try:
-                return base64.b64decode(asked.profile if asked is not None else "", validate=True).decode()
-            except ValueError as error:
-                raise Invalid(f"seccomp profile is not base64 of JSON: {error}") from None
-        case mode:
-            raise Invalid(f"unknown seccomp mode {mode}")
 
 
 def hosts(spec: ContainerSpec, hostname: str, addresses: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from skep.model.spec import Healthcheck, PortConfig
 from skep.node.container import TASK_ID, healthcheck_of
 from skep.node.health import Health
 from skep.node.plain_config import Record, record_of
+from skep.node.task_form import Asked, kept
 
 
 class Attached(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +23,7 @@ class Attached(msgspec.Struct, frozen=True, kw_only=True):
     network_id: str
     addresses: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    gateway: str = ""
 
 
 class Described(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +43,8 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
     log_options: dict[str, str] = {}
     plain: Record | None = None
     """All that was asked of a plain container; None: a task's."""
+    asked: Asked | None = None
+    """The same of a task's container."""
     restarting: bool = False
     """It has ended, and its policy starts it again in a while."""
 
@@ -66,7 +70,12 @@ class Containers:
         extra: dict[str, Any] = config.extra
         task_id = task_of(config)
         networks = [
-            Attached(network_id=place["id"], addresses=tuple(place["addresses"]), aliases=tuple(place["aliases"]))
+            Attached(
+                network_id=place["id"],
+                addresses=tuple(place["addresses"]),
+                aliases=tuple(place["aliases"]),
+                gateway=str(place.get("gateway", "")),
+            )
             for place in extra.get("networks") or ()
         ]
         return Described(
@@ -79,6 +88,7 @@ class Containers:
             health=self._health(task_id) if task_id else None,
             stop_timeout=int(extra.get("stop_grace_period") or 10 * SECOND) // SECOND,
             log_options=dict(extra.get("log_options") or {}),
+            asked=kept(config),
         )
 
     def _plain(self, container: Container, record: Record) -> Described:

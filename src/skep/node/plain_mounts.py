@@ -6,7 +6,9 @@ What is asked for is checked before anything is made; then volumes are made, nam
 from __future__ import annotations
 
 import os
+import platform
 import posixpath
+import re
 from collections.abc import Callable
 
 import msgspec
@@ -21,6 +23,10 @@ from skep.node.volumes import Volumes
 PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
 _IGNORED = ("cached", "delegated", "consistent", "z", "Z")
 """Consistency is Docker Desktop's affair; relabelling is for SELinux, which Docker also does nothing for where it is off."""
+
+
+READS_ONLY_BELOW = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2]) >= (5, 12)
+"""The kernel can make a mount read-only with all that is mounted below it. Where it can, `readonly` means that, as in Docker since 25."""
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +85,7 @@ def parse_bind(text: str) -> Wish:
             propagation=propagation[0] if propagation else "rprivate",
             make_source=True,
         )
-        return Wish(point=point)
+        return Wish(point=point, options=("rro",) if read_only and READS_ONLY_BELOW else ())
     if propagation:
         raise Invalid(f"invalid mode: {mode}")
     point = Point(type="volume", name=source, target=target, mode=mode or "z", read_write=not read_only)
@@ -142,7 +148,10 @@ def parse_mount(asked: MountSpec) -> Wish:
     if force and not (asked.read_only and propagation == "rprivate"):
         raise wrong('mount source must be read-only and its propagation "rprivate" with ReadOnlyForceRecursive')
     point = msgspec.structs.replace(point, source=posixpath.normpath(asked.source), propagation=propagation, make_source=make)
-    return Wish(point=point, recursive=bind is None or not bind.non_recursive, options=("rro",) if force else ())
+    recursive = bind is None or not bind.non_recursive
+    writable_below = bind is not None and bind.read_only_non_recursive
+    all_read_only = force or (asked.read_only and recursive and not writable_below and READS_ONLY_BELOW)
+    return Wish(point=point, recursive=recursive, options=("rro",) if all_read_only else ())
 
 
 def tmpfs_options(options: TmpfsOptions) -> list[str]:
@@ -201,16 +210,16 @@ def inherited(other: Container, mode: str) -> list[Wish]:
     return found
 
 
-async def make(wanted: list[Wish], volumes: Volumes) -> tuple[tuple[Point, ...], tuple[Mount, ...]]:
+async def make(wanted: list[Wish], volumes: Volumes | None) -> tuple[tuple[Point, ...], tuple[Mount, ...]]:
     """Points for the record and mounts for the engine; named and anonymous volumes exist when it returns. Where it fails, the anonymous
-    ones it has made are gone again."""
+    ones it has made are gone again. `volumes` is needed where one is wished for."""
     points: list[Point] = []
     mounts: list[Mount] = []
     made: list[str] = []
     try:
         for wish in wanted:
             point = wish.point
-            if point.type == "volume" and not point.source:
+            if point.type == "volume" and not point.source and volumes is not None:
                 volume = await volumes.create(point.name, driver=wish.driver, options=wish.driver_options, labels=wish.labels)
                 if point.anonymous:
                     made.append(volume.name)
@@ -232,7 +241,8 @@ async def make(wanted: list[Wish], volumes: Volumes) -> tuple[tuple[Point, ...],
                 )
             )
     except BaseException:
-        await discard(volumes, made)
+        if volumes is not None:
+            await discard(volumes, made)
         raise
     return tuple(points), tuple(mounts)
 

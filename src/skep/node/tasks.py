@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
+import logging
 import posixpath
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -17,8 +17,8 @@ import msgspec
 
 from skep.clock import Clock
 from skep.datapath.base import Datapath, HostPort, Place, Resolving
-from skep.engine.base import Container, Engine, Exit, Image, LogRecord, Mount
-from skep.errors import Conflict, Invalid, NotFound, SkepError
+from skep.engine.base import Container, ContainerConfig, Engine, Exit, Image, LogRecord, Mount
+from skep.errors import Conflict, NotFound, SkepError
 from skep.ids import Random, new_hex
 from skep.model import defaults
 from skep.model.assignment import TaskItem
@@ -32,15 +32,19 @@ from skep.node.container import (
     build,
     expanded,
     healthcheck_of,
-    mount_of,
+    lowered,
     own_names,
     refuse_unsupported,
 )
 from skep.node.health import Health, Probe, probe_of, watch
-from skep.node.plain_mounts import Wish, anonymous, discard, make, parse_mount
+from skep.node.plain_config import Point
+from skep.node.plain_mounts import Wish, anonymous, discard, make, make_sources, parse_mount
+from skep.node.task_form import asked_for, stored
 from skep.node.timing import until_first
 from skep.node.volumes import ANONYMOUS, Volumes
 from skep.plan.workload import UNHEALTHY
+
+log = logging.getLogger(__name__)
 
 
 class _Pull:
@@ -109,21 +113,19 @@ class TaskRuntime:
             return
         spec = expanded(item, self.facts)
         refuse_unsupported(item, spec)
-        for mount in spec.mounts or ():
-            if mount.type == "bind":
-                create = mount.bind_options is not None and mount.bind_options.create_mountpoint
-                await asyncio.to_thread(_check_source, mount.source, create)
+        wanted = [parse_mount(mount) for mount in spec.mounts or ()]
+        await asyncio.to_thread(make_sources, tuple(wish.point for wish in wanted))
         image = await self._image(spec.image, item.registry_auth)
         probe_of(spec.healthcheck, image.config.healthcheck)
         id = new_hex(self._rng)
         dry = build(item, spec, image, self.facts, id, "", ())
-        mounts = await self._mounts(item, spec, image)
+        points, mounts = await self._mounts(item, wanted, image)
         netns = ""
         ports: tuple[PortConfig, ...] = ()
         local: tuple[LocalEndpoint, ...] = ()
         if not dry.host_network:
             netns, ports, local = await self._network(item, spec)
-        config = msgspec.structs.replace(build(item, spec, image, self.facts, id, netns, ports, local), mounts=mounts)
+        config = self._final(item, spec, image, build(item, spec, image, self.facts, id, netns, ports, local), points, mounts, ports)
         try:
             async with self._usable(mounts):
                 await self._engine.create(config)
@@ -135,27 +137,41 @@ class TaskRuntime:
             id = there.config.id
         self._containers[task.id] = id
 
-    async def _mounts(self, item: TaskItem, spec: ContainerSpec, image: Image) -> tuple[Mount, ...]:
+    def _final(
+        self,
+        item: TaskItem,
+        spec: ContainerSpec,
+        image: Image,
+        made: ContainerConfig,
+        points: tuple[Point, ...],
+        mounts: tuple[Mount, ...],
+        ports: tuple[PortConfig, ...],
+    ) -> ContainerConfig:
+        """With its mounts, what inspect shows, and what this host does not allow, which is said and not hidden."""
+        engine = self._engine.describe()
+        cgroupns = "private" if engine.get("cgroup_version") == "2" else "host"
+        asked = asked_for(item, spec, image, made, points, ports, runtime=str(engine.get("runtime", "")), cgroupns=cgroupns)
+        warnings = lowered(made.ulimits, engine.get("rlimits") or {})
+        for warning in warnings:
+            log.warning("task %s: %s", item.task.name, warning)
+        return msgspec.structs.replace(made, mounts=mounts, extra={**made.extra, **stored(asked), "warnings": warnings})
+
+    async def _mounts(self, item: TaskItem, asked: list[Wish], image: Image) -> tuple[tuple[Point, ...], tuple[Mount, ...]]:
         """Volumes exist when it returns. Those that nobody named, the image's among them, belong to the task and go with it: their names
         follow from its id, so that preparing it again makes no others."""
-        wanted: list[Mount | Wish] = []
-        for mount in spec.mounts or ():
-            wanted.append(mount_of(mount) if mount.type in ("bind", "tmpfs") else parse_mount(mount))
-        taken = {posixpath.normpath(w.target if isinstance(w, Mount) else w.point.target) for w in wanted}
-        wanted += [anonymous(target) for path in image.config.volumes if (target := posixpath.normpath(path)) not in taken]
-        found = []
-        for one in wanted:
-            if isinstance(one, Mount):
-                found.append(one)
-                continue
-            if self._volumes is None:
+        taken = {wish.point.target for wish in asked}
+        paths = dict.fromkeys(posixpath.normpath(path) for path in image.config.volumes)
+        wishes = [*asked, *(anonymous(path) for path in paths if path not in taken)]
+        wanted = []
+        for one in wishes:
+            if one.point.type == "volume" and self._volumes is None:
                 raise SkepError(f"mount {one.point.target}: this node keeps no volumes")
             if one.point.anonymous:
                 name = hashlib.sha256(f"{item.task.id}:{one.point.target}".encode()).hexdigest()
                 named = msgspec.structs.replace(one.point, name=name, anonymous=False)
                 one = msgspec.structs.replace(one, point=named, labels={**one.labels, ANONYMOUS: "", TASK_ID: item.task.id})
-            found += (await make([one], self._volumes))[1]
-        return tuple(found)
+            wanted.append(one)
+        return await make(wanted, self._volumes)
 
     @asynccontextmanager
     async def _usable(self, mounts: tuple[Mount, ...]) -> AsyncIterator[None]:
@@ -350,6 +366,7 @@ class TaskRuntime:
                 exit_known=ended is None or ended.known,
             ),
             ports=msgspec.convert(container.config.extra.get("ports") or (), tuple[PortConfig, ...]) if container.running else (),
+            message="; ".join(container.config.extra.get("warnings") or ()),
         )
 
     async def logs(
@@ -370,14 +387,3 @@ class TaskRuntime:
         records = self._engine.logs(id, follow=follow, since=since, until=until, tail=tail, stdout=stdout, stderr=stderr)
         async for record in records:
             yield record
-
-
-def _check_source(path: str, create: bool) -> None:
-    if os.path.exists(path):
-        return
-    if not create:
-        raise Invalid(f'invalid mount config for type "bind": bind source path does not exist: {path}')
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise SkepError(f"error while creating mount source path '{path}': {error.strerror}") from None

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from skep.model.assignment import DiscoveryItem, EndpointItem, Item, NetworkItem, PeerItem, ServiceItem, TaskItem
+from skep.model.cluster import Cluster
 from skep.model.enums import TaskState
-from skep.model.labels import service_labels
+from skep.model.labels import patterns, refusal, service_labels
 from skep.model.network import Network
 from skep.model.node import Node
 from skep.model.service import Service
@@ -60,10 +61,21 @@ def told_anew(old: Task | None, new: Task | None) -> bool:
     return False
 
 
-def task_item(task: Task, service: Service | None) -> TaskItem:
+def task_item(task: Task, service: Service | None, allowed: tuple[str, ...] = ()) -> TaskItem:
+    """`allowed`: patterns of the services that the cluster lets be privileged."""
     if service is None:
         return TaskItem(task=task)
-    return TaskItem(task=task, service_labels=service.spec.labels, registry_auth=service.registry_auth, published=published_ports(service))
+    return TaskItem(
+        task=task,
+        service_labels=service.spec.labels,
+        registry_auth=service.registry_auth,
+        published=published_ports(service),
+        refused=refusal(service_labels(service.spec.labels), service.name, allowed),
+    )
+
+
+def allowed_in(cluster: Cluster | None) -> tuple[str, ...]:
+    return patterns(cluster.spec.labels) if cluster is not None else ()
 
 
 def service_told_anew(old: Service | None, new: Service | None) -> bool:
@@ -177,9 +189,10 @@ def items(view: View, node_id: str) -> dict[str, Item]:
     found: list[Item | None] = [peer_item(node) for node in view.all(Node)]
     found += [service_item(service) for service in view.all(Service)]
     networks = {network.id for network in view.all(Network) if network.spec.ingress}
+    allowed = allowed_in(next(iter(view.all(Cluster)), None))
     for task in view.find(TASK_BY_NODE, node_id):
         if assigned(task):
-            found.append(task_item(task, view.get(Service, task.service_id) if task.service_id else None))
+            found.append(task_item(task, view.get(Service, task.service_id) if task.service_id else None, allowed))
         networks.update(networks_of(task))
     for network_id in networks:
         network = view.get(Network, network_id)

@@ -38,10 +38,11 @@ def _names(call: Call, described: Described) -> Mapping[str, str]:
     """Names of the container's networks: a manager knows them all, a worker those it takes part in."""
     if not described.networks:
         return {}
+    own = {one.id: one.name for place in described.networks if (one := call.context.networks.get(place.network_id)) is not None}
     cluster = cluster_of(call)
     if cluster is not None:
-        return {n.id: n.name for place in described.networks if (n := cluster.view.get(Network, place.network_id)) is not None}
-    return {network.id: network.name for network in call.context.attachments.networks()}
+        return own | {n.id: n.name for place in described.networks if (n := cluster.view.get(Network, place.network_id)) is not None}
+    return own | {network.id: network.name for network in call.context.attachments.networks()}
 
 
 def _image(call: Call, container: Container) -> Image | None:

@@ -14,6 +14,7 @@ from skep.clock import SECOND
 from skep.engine.base import ContainerConfig, Image
 from skep.node.containers import Described
 from skep.node.health import Health
+from skep.node.task_form import Asked, told
 
 TASK_ID = "com.docker.swarm.task.id"
 _SAFE = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
@@ -73,6 +74,7 @@ def networks(described: Described, names: Mapping[str, str]) -> dict[str, Any]:
             int(prefix or 0) if running else 0,
             aliases=list(attachment.aliases) or None,
             running=running,
+            gateway=attachment.gateway if running else "",
         )
     if not shown:
         name = "host" if described.container.config.host_network else "bridge"
@@ -80,7 +82,9 @@ def networks(described: Described, names: Mapping[str, str]) -> dict[str, Any]:
     return shown
 
 
-def _place(endpoint: str, network_id: str, address: str, prefix: int, *, aliases: list[str] | None, running: bool) -> dict[str, Any]:
+def _place(
+    endpoint: str, network_id: str, address: str, prefix: int, *, aliases: list[str] | None, running: bool, gateway: str = ""
+) -> dict[str, Any]:
     return {
         "IPAMConfig": {"IPv4Address": address} if address else None,
         "Links": None,
@@ -90,7 +94,7 @@ def _place(endpoint: str, network_id: str, address: str, prefix: int, *, aliases
         "GwPriority": 0,
         "NetworkID": network_id,
         "EndpointID": endpoint,
-        "Gateway": "",
+        "Gateway": gateway,
         "IPAddress": address if running else "",
         "IPPrefixLen": prefix,
         "IPv6Gateway": "",
@@ -100,13 +104,9 @@ def _place(endpoint: str, network_id: str, address: str, prefix: int, *, aliases
     }
 
 
-def mounts(config: ContainerConfig) -> list[dict[str, Any]]:
-    """Bind mounts as Docker lists them; tmpfs ones are in HostConfig only."""
-    return [
-        {"Type": "bind", "Source": m.source, "Destination": m.target, "Mode": "", "RW": not m.read_only, "Propagation": m.propagation}
-        for m in config.mounts
-        if m.kind == "bind"
-    ]
+def _asked(described: Described, image: Image | None) -> Asked:
+    """What was asked of a task's container."""
+    return described.asked or told(described.container.config, image)
 
 
 def ports(described: Described, image: Image | None) -> list[dict[str, Any]]:
@@ -147,7 +147,7 @@ def list_form(described: Described, image: Image | None, names: Mapping[str, str
         "Status": status(described, now),
         "HostConfig": {"NetworkMode": _network_mode(described)},
         "NetworkSettings": {"Networks": networks(described, names) if record is None else plain.networks_form(record)},
-        "Mounts": mounts(config) if record is None else plain.mounts_form(record.points),
+        "Mounts": plain.mounts_form(_asked(described, image).points if record is None else record.points),
     }
 
 
@@ -187,112 +187,15 @@ def _health(health: Health) -> dict[str, Any]:
     return {"Status": health.status, "FailingStreak": health.failing_streak, "Log": log}
 
 
-def _host_config(described: Described) -> dict[str, Any]:
-    config = described.container.config
-    limits = config.limits
-    security = []
-    if config.no_new_privileges:
-        security.append("no-new-privileges")
-    if config.seccomp != "default":
-        security.append(f"seccomp={config.seccomp}")
-    return {
-        "Binds": [f"{m.source}:{m.target}" + (":ro" if m.read_only else "") for m in config.mounts if m.kind == "bind"] or None,
-        "ContainerIDFile": "",
-        "LogConfig": {"Type": config.log_driver, "Config": described.log_options},
-        "NetworkMode": "host" if config.host_network else "bridge",
-        "PortBindings": {
-            f"{p.target_port}/{p.protocol}": [{"HostIp": "", "HostPort": str(p.published_port)}]
-            for p in described.ports
-            if p.published_port
-        },
-        "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
-        "AutoRemove": False,
-        "VolumeDriver": "",
-        "VolumesFrom": None,
-        "ConsoleSize": [0, 0],
-        "CapAdd": list(config.capabilities_add) or None,
-        "CapDrop": list(config.capabilities_drop) or None,
-        "CgroupnsMode": "private",
-        "Dns": None,
-        "DnsOptions": None,
-        "DnsSearch": None,
-        "ExtraHosts": list(config.hosts) or None,
-        "GroupAdd": list(config.groups) or None,
-        "IpcMode": "private",
-        "Cgroup": "",
-        "Links": None,
-        "OomScoreAdj": config.oom_score_adj,
-        "PidMode": "",
-        "Privileged": config.privileged,
-        "PublishAllPorts": False,
-        "ReadonlyRootfs": config.read_only,
-        "SecurityOpt": security or None,
-        "Tmpfs": {m.target: ",".join(m.options) for m in config.mounts if m.kind == "tmpfs"},
-        "UTSMode": "",
-        "UsernsMode": "",
-        "ShmSize": config.shm_size,
-        "Sysctls": config.sysctls,
-        "Runtime": "",
-        "Isolation": "",
-        "CpuShares": limits.cpu_shares,
-        "Memory": limits.memory,
-        "NanoCpus": limits.nano_cpus,
-        "CgroupParent": "",
-        "CpusetCpus": limits.cpuset_cpus,
-        "CpusetMems": "",
-        "Devices": [],
-        "DeviceCgroupRules": None,
-        "DeviceRequests": None,
-        "MemoryReservation": limits.memory_reservation,
-        "MemorySwap": limits.memory_swap,
-        "MemorySwappiness": None,
-        "OomKillDisable": False,
-        "PidsLimit": limits.pids or None,
-        "Ulimits": [{"Name": u.name, "Hard": u.hard, "Soft": u.soft} for u in config.ulimits],
-        "Init": config.init,
-        "MaskedPaths": None if config.privileged else plain.MASKED,
-        "ReadonlyPaths": None if config.privileged else plain.READ_ONLY,
-    }
-
-
 def _config(described: Described, image: Image | None) -> dict[str, Any]:
-    config = described.container.config
-    shown: dict[str, Any] = {
-        "Hostname": config.hostname or config.id[:12],
-        "Domainname": "",
-        "User": config.user,
-        "AttachStdin": False,
-        "AttachStdout": False,
-        "AttachStderr": False,
-        "ExposedPorts": {p: {} for p in image.config.exposed_ports} if image is not None and image.config.exposed_ports else {},
-        "Tty": config.tty,
-        "OpenStdin": config.stdin,
-        "StdinOnce": False,
-        "Env": list(config.env),
-        "Cmd": list(config.args),
-        "Image": image_name(config, image),
-        "Volumes": None,
-        "WorkingDir": config.cwd,
-        "Entrypoint": None,
-        "OnBuild": None,
-        "Labels": config.labels,
-        "StopSignal": config.stop_signal,
-        "StopTimeout": described.stop_timeout,
-    }
-    if described.healthcheck is not None:
-        shown["Healthcheck"] = described.healthcheck
-    return shown
+    return {**plain.config_form(_asked(described, image).config), "Image": image_name(described.container.config, image)}
 
 
 def inspect_form(described: Described, image: Image | None, names: Mapping[str, str], driver: str, execs: list[str]) -> dict[str, Any]:
-    """GET /containers/{id}/json. Entrypoint and command are one: the engine keeps what is really run."""
+    """GET /containers/{id}/json."""
     container = described.container
     config = container.config
     record = described.plain
-    published = {
-        f"{p['PrivatePort']}/{p['Type']}": [{"HostIp": p["IP"], "HostPort": str(p["PublicPort"])}] if "PublicPort" in p else None
-        for p in ports(described, image)
-    }
     return {
         "Id": config.id,
         "Created": stamp(container.created_at),
@@ -312,30 +215,39 @@ def inspect_form(described: Described, image: Image | None, names: Mapping[str, 
         "ProcessLabel": "",
         "AppArmorProfile": "",
         "ExecIDs": execs or None,
-        "HostConfig": _host_config(described) if record is None else plain.host_form(record.host),
+        "HostConfig": plain.host_form(_asked(described, image).host if record is None else record.host),
         "GraphDriver": {"Data": None, "Name": driver},
-        "Mounts": mounts(config) if record is None else plain.mounts_form(record.points),
+        "Mounts": plain.mounts_form(_asked(described, image).points if record is None else record.points),
         "Config": _config(described, image) if record is None else plain.config_form(record.config),
-        "NetworkSettings": plain.network_settings(record, container)
-        if record is not None
-        else {
-            "Bridge": "",
-            "SandboxID": "",
-            "SandboxKey": config.netns,
-            "Ports": published,
-            "HairpinMode": False,
-            "LinkLocalIPv6Address": "",
-            "LinkLocalIPv6PrefixLen": 0,
-            "SecondaryIPAddresses": None,
-            "SecondaryIPv6Addresses": None,
-            "EndpointID": "",
-            "Gateway": "",
-            "GlobalIPv6Address": "",
-            "GlobalIPv6PrefixLen": 0,
-            "IPAddress": "",
-            "IPPrefixLen": 0,
-            "IPv6Gateway": "",
-            "MacAddress": "",
-            "Networks": networks(described, names),
+        "NetworkSettings": plain.network_settings(record, container) if record is not None else _settings(described, image, names),
+    }
+
+
+def _settings(described: Described, image: Image | None, names: Mapping[str, str]) -> dict[str, Any]:
+    """`NetworkSettings` of a task's container; its place on `bridge` stands there twice, as in Docker."""
+    container = described.container
+    shown = networks(described, names)
+    bridge = shown.get("bridge", {}) if described.networks else {}
+    return {
+        "Bridge": "",
+        "SandboxID": container.config.id if container.running and container.config.netns else "",
+        "SandboxKey": container.config.netns if container.running else "",
+        "Ports": {
+            f"{p['PrivatePort']}/{p['Type']}": [{"HostIp": p["IP"], "HostPort": str(p["PublicPort"])}] if "PublicPort" in p else None
+            for p in ports(described, image)
         },
+        "HairpinMode": False,
+        "LinkLocalIPv6Address": "",
+        "LinkLocalIPv6PrefixLen": 0,
+        "SecondaryIPAddresses": None,
+        "SecondaryIPv6Addresses": None,
+        "EndpointID": bridge.get("EndpointID", ""),
+        "Gateway": bridge.get("Gateway", ""),
+        "GlobalIPv6Address": "",
+        "GlobalIPv6PrefixLen": 0,
+        "IPAddress": bridge.get("IPAddress", ""),
+        "IPPrefixLen": bridge.get("IPPrefixLen", 0),
+        "IPv6Gateway": "",
+        "MacAddress": bridge.get("MacAddress", ""),
+        "Networks": shown,
     }

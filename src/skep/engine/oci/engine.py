@@ -162,6 +162,7 @@ class OciEngine(Control, Contents):
             "init": self._host.init,
             "swap_limit": self._host.swap_limit,
             "limits_missing": sorted(self._host.missing),
+            "rlimits": dict(self._host.rlimits),
             "root": str(self._folders.data),
         }
 
