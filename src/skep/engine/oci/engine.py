@@ -3,7 +3,7 @@
 Everything that blocks runs in two small pools of threads: one stands in the mount namespace where the runtime runs (`inside`), one in ours
 (`outside`: mounts, files). An operation, once begun, goes on to its end even if its caller is cancelled, and what comes next on that
 container waits for it: so no start is ever half done. Running containers need nothing of us: conmon holds them, exit codes wait in files.
-Longer than 400 lines because it is the contract's calls one after another; what they are made of is in the modules beside it.
+The calls on a running container are in control.py, those on its files and figures in contents.py.
 """
 
 from __future__ import annotations
