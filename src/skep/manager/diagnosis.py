@@ -13,6 +13,7 @@ import msgspec
 
 from skep.model.assignment import EndpointItem, Item, TaskItem
 from skep.model.check import OVERLAY, TASK, UNDERLAY, VIP, WIDE, NodeReport, Reached, fingerprint
+from skep.model.cluster import Cluster as ClusterObject
 from skep.model.network import Network
 from skep.model.node import Node
 from skep.model.service import Service
@@ -43,6 +44,8 @@ class Cluster:
         self.view = view
         self.nodes = {node.id: node for node in view.all(Node)}
         self.networks = {network.id: network for network in view.all(Network)}
+        stored = next(iter(view.all(ClusterObject)), None)
+        self.port = (stored.data_path_port if stored is not None else 0) or 4789
         self._owners: dict[tuple[str, str], Task] = {}
         for task in view.all(Task):
             for place in task.attachments:
@@ -96,7 +99,7 @@ def diagnose(view: View, reports: Mapping[str, NodeReport], *, wanted: Iterable[
     out: list[Problem] = []
     for id, report in sorted(reports.items(), key=lambda it: cluster.host(it[0])):
         out += _alone(cluster, id, report, chosen)
-    return out + _between(cluster, reports)
+    return out + _joined(_between(cluster, reports))
 
 
 def _alone(cluster: Cluster, id: str, report: NodeReport, chosen: frozenset[str]) -> list[Problem]:
@@ -169,6 +172,27 @@ def _words(cluster: Cluster, key: str, item: Item | None) -> str:
 # between nodes
 
 
+class _Cut(Problem, frozen=True, kw_only=True):
+    """Nothing gets from `node` to `other`."""
+
+    other: str
+
+
+def _joined(problems: list[Problem]) -> list[Problem]:
+    """What is cut both ways is one thing."""
+    cuts = {(p.kind, p.node, p.other) for p in problems if isinstance(p, _Cut)}
+    out: list[Problem] = []
+    for p in problems:
+        if isinstance(p, _Cut):
+            both = (p.kind, p.other, p.node) in cuts
+            if both and p.other < p.node:
+                continue
+            way = f"between {p.node} and {p.other}" if both else f"from {p.node} to {p.other}"
+            p = Problem(node=p.node, kind=p.kind, text=p.text.replace("{way}", way), advice=p.advice)
+        out.append(p)
+    return out
+
+
 def _between(cluster: Cluster, reports: Mapping[str, NodeReport]) -> list[Problem]:
     out: list[Problem] = []
     for id, report in sorted(reports.items(), key=lambda it: cluster.host(it[0])):
@@ -177,10 +201,20 @@ def _between(cluster: Cluster, reports: Mapping[str, NodeReport]) -> list[Proble
             by_node.setdefault(one.node_id, []).append(one)
         for other, found in sorted(by_node.items(), key=lambda it: cluster.host(it[0])):
             if other == id or not other:
-                out += _failed(cluster, id, found)
+                unheard = {_service_of(cluster, one) for one in report.reached if one.what == TASK and not one.ok}
+                out += _failed(cluster, id, [one for one in found if one.what != VIP or _service_of(cluster, one) not in unheard])
             else:
                 out += _pair(cluster, id, other, found)
     return out
+
+
+def _service_of(cluster: Cluster, one: Reached) -> str:
+    """A virtual address leads to its tasks: one of these that does not answer is why it does not."""
+    id = one.subject.split("/")[1]
+    if one.what == VIP:
+        return id
+    task = cluster.view.get(Task, id)
+    return task.service_id if task is not None else ""
 
 
 def _pair(cluster: Cluster, here: str, there: str, found: list[Reached]) -> list[Problem]:
@@ -192,10 +226,12 @@ def _pair(cluster: Cluster, here: str, there: str, found: list[Reached]) -> list
     if not any(one.ok for one in over):
         if underlay and not underlay[0].ok:
             advice = "a route, a link or a firewall between the two machines"
-            return [Problem(node=a, kind="underlay", text=f"no answer from {a} to {b} at {address}, neither ping nor TCP", advice=advice)]
+            return [
+                _Cut(node=a, other=b, kind="underlay", text=f"no answer {{way}} ({address}), neither to ping nor to TCP", advice=advice)
+            ]
         if over:
-            text = f"no answer over VXLAN from {a} to {b} ({address}) although the underlay answers"
-            return [Problem(node=a, kind="overlay", text=text, advice="is UDP port 4789 blocked between them?")]
+            text = f"no answer over VXLAN {{way}} ({address}) although the underlay answers"
+            return [_Cut(node=a, other=b, kind="overlay", text=text, advice=f"is UDP port {cluster.port} blocked?")]
         return []
     out = []
     wide = [one for one in found if one.what == WIDE and not one.ok]
