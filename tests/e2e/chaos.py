@@ -1,0 +1,609 @@
+"""Random changes of a real cluster, and what must hold after each of them. The seed makes the steps; the cluster's own timing does not
+come from it, so a seed repeats what was done and not each race.
+
+What is wished for is kept here; `settled` waits until the cluster says that it is so, `whole` looks whether it is true: by what
+`skep network check` finds, and by questions asked from inside every container.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conftest import ECHO, World
+from inside import answers, inside, means
+
+from skep.datapath import rules
+from skep.local import calls, cluster, nodes
+
+PATIENCE = 60.0
+"""Seconds for the cluster to come to what is wished for."""
+TRUTH = 15.0
+"""Seconds in which it must then be true."""
+PORT = 8080
+RUNNING, OVER = "running", {"complete", "shutdown", "failed", "rejected", "remove", "orphaned"}
+PUBLISHED = 8400
+
+
+@dataclass
+class Service:
+    networks: list[str]
+    replicas: int
+    dnsrr: bool = False
+    published: int = 0
+
+
+@dataclass
+class Member:
+    """A running container on networks of the cluster."""
+
+    pid: int
+    node: str
+    what: str
+    addresses: dict[str, str]
+    """Network name -> address."""
+    service: str = ""
+
+
+@dataclass
+class Chaos:
+    world: World
+    rng: random.Random
+    networks: dict[str, str] = field(default_factory=dict)
+    """Name -> id."""
+    services: dict[str, Service] = field(default_factory=dict)
+    plain: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
+    """Container -> (node, networks)."""
+    drained: set[str] = field(default_factory=set)
+    said: list[str] = field(default_factory=list)
+    long: bool = False
+    """Also what takes long: nodes that are away until they are taken for lost."""
+    number: int = 0
+    slowest: dict[str, float] = field(default_factory=dict)
+
+    # what is there
+
+    @property
+    def node_names(self) -> list[str]:
+        return [n.name for n in self.world.at.nodes]
+
+    def api(self, method: str, target: str, body: Any = None) -> Any:
+        return self.world.api(method, target, body)
+
+    def new(self, kind: str) -> str:
+        self.number += 1
+        return f"{kind}{self.number}"
+
+    def tasks(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.api("GET", "/tasks")
+        return found
+
+    def hosts(self) -> dict[str, str]:
+        """Node id -> hostname."""
+        return {n["ID"]: n["Description"]["Hostname"] for n in self.api("GET", "/nodes")}
+
+    # steps: what a user does
+
+    def create_network(self) -> str:
+        if len(self.networks) >= 4:
+            return self.remove_network()
+        name = self.new("net")
+        made = self.api("POST", "/networks/create", {"Name": name, "Driver": "overlay", "Attachable": True})
+        self.networks[name] = made["Id"]
+        self.create_service(name)
+        return f"create network {name} and a service on it"
+
+    def remove_network(self) -> str:
+        name = self.rng.choice(sorted(self.networks))
+        if len(self.networks) < 2:
+            return "nothing"
+        for container in [c for c, (_, on) in self.plain.items() if name in on]:
+            self.forget(container)
+        for service in [s for s, known in self.services.items() if name in known.networks]:
+            self.drop_service(service)
+        del self.networks[name]
+        self.until(lambda: self.accepted("DELETE", f"/networks/{name}"), f"network {name} can be removed")
+        return f"remove network {name} and all that is on it"
+
+    def accepted(self, method: str, target: str) -> bool:
+        try:
+            self.api(method, target)
+        except calls.SkepError:
+            return False
+        return True
+
+    def create_service(self, network: str = "") -> str:
+        if len(self.services) >= 5:
+            return self.remove_service()
+        name = self.new("svc")
+        on = [network] if network else self.rng.sample(sorted(self.networks), min(len(self.networks), self.rng.choice((1, 1, 2))))
+        published = PUBLISHED + self.number if self.rng.random() < 0.4 else 0
+        dnsrr = not published and self.rng.random() < 0.25
+        wanted = self.services[name] = Service(on, self.rng.randint(1, 4), dnsrr, published)
+        ports = [{"Protocol": "tcp", "TargetPort": PORT, "PublishedPort": published, "PublishMode": "ingress"}] if published else []
+        self.world.create(
+            name,
+            wanted.replicas,
+            template={"Networks": [{"Target": self.networks[n], "Aliases": [f"{name}-alias"]} for n in on]},
+            UpdateConfig={"Parallelism": 2, "Order": self.rng.choice(("start-first", "stop-first")), "Monitor": 100_000_000},
+            EndpointSpec={"Mode": "dnsrr" if dnsrr else "vip", **({"Ports": ports} if ports else {})},
+        )
+        kind = " dnsrr" if dnsrr else f" port {published}" if published else ""
+        return f"create service {name} x{wanted.replicas} on {'+'.join(on)}{kind}"
+
+    def drop_service(self, name: str) -> None:
+        self.api("DELETE", f"/services/{name}")
+        del self.services[name]
+
+    def remove_service(self) -> str:
+        if len(self.services) < 2:
+            return self.create_service()
+        name = self.rng.choice(sorted(self.services))
+        self.drop_service(name)
+        return f"remove service {name}"
+
+    def change(self, name: str, change: Callable[[dict[str, Any]], None]) -> None:
+        """Whoever else has changed it meanwhile: again."""
+
+        def written() -> bool:
+            service = self.api("GET", f"/services/{name}")
+            change(service["Spec"])
+            try:
+                self.api("POST", f"/services/{service['ID']}/update?version={service['Version']['Index']}", service["Spec"])
+            except calls.SkepError as error:
+                if "out of sequence" not in str(error):
+                    raise
+                return False
+            return True
+
+        self.until(written, f"{name} is changed", 10)
+
+    def scale(self) -> str:
+        name = self.rng.choice(sorted(self.services))
+        replicas = self.rng.choice((0, 1, 1, 2, 3, 4, 6))
+        self.services[name].replicas = replicas
+        self.change(name, lambda spec: spec["Mode"]["Replicated"].update(Replicas=replicas))
+        return f"scale {name}={replicas}"
+
+    def redeploy(self) -> str:
+        name = self.rng.choice(sorted(self.services))
+
+        def again(spec: dict[str, Any]) -> None:
+            spec["TaskTemplate"]["ForceUpdate"] = spec["TaskTemplate"].get("ForceUpdate", 0) + 1
+
+        self.change(name, again)
+        return f"redeploy {name}"
+
+    def drain(self) -> str:
+        if self.drained and self.rng.random() < 0.6:
+            node = self.rng.choice(sorted(self.drained))
+            self.drained.discard(node)
+            wanted = "active"
+        else:
+            free = [n for n in self.node_names if n not in self.drained]
+            if len(free) < 3:
+                return "nothing"
+            node = self.rng.choice(free)
+            self.drained.add(node)
+            wanted = "drain"
+        found = next(n for n in self.api("GET", "/nodes") if n["Description"]["Hostname"] == node)
+        spec = {**found["Spec"], "Availability": wanted}
+        self.api("POST", f"/nodes/{found['ID']}/update?version={found['Version']['Index']}", spec)
+        if wanted == "drain":
+            # a plain container loses its place on a node that is drained, as in Docker; nobody gives it back
+            for container in [c for c, (on, _) in self.plain.items() if on == node]:
+                self.forget(container)
+        return f"{wanted} {node}"
+
+    def stack(self) -> str:
+        """A stack removed and deployed again at once."""
+        file = Path(self.world.at.root) / "chaos.yml"
+        file.write_text(f"services:\n  a: {{image: '{ECHO}', deploy: {{replicas: 2}}}}\n  b: {{image: '{ECHO}'}}\n")
+        again = "stk_a" in self.services
+        if again:
+            self.world.docker("stack", "rm", "stk")
+        self.world.docker("stack", "deploy", "-c", str(file), "stk")
+        self.networks["stk_default"] = self.api("GET", "/networks/stk_default")["Id"]
+        self.services["stk_a"], self.services["stk_b"] = Service(["stk_default"], 2), Service(["stk_default"], 1)
+        return f"stack {'removed and ' if again else ''}deployed"
+
+    def attach(self) -> str:
+        """A plain container comes, goes, or moves between networks."""
+        if len(self.plain) >= 3 or (self.plain and self.rng.random() < 0.5):
+            name = self.rng.choice(sorted(self.plain))
+            node, on = self.plain[name]
+            others = sorted(n for n in self.networks if n not in on and n != "stk_default")
+            if len(on) > 1 and self.rng.random() < 0.5:
+                left = on.pop()
+                self.world.docker("network", "disconnect", left, name, node=node)
+                return f"disconnect {name} on {node} from {left}"
+            if others and self.rng.random() < 0.6:
+                on.append(self.rng.choice(others))
+                self.world.docker("network", "connect", on[-1], name, node=node)
+                return f"connect {name} on {node} to {on[-1]}"
+            self.forget(name)
+            return f"remove container {name} on {node}"
+        fit = [n for n in self.node_names if n not in self.drained]
+        free = sorted(n for n in self.networks if n != "stk_default")
+        if not free:
+            return "nothing"
+        name, node, network = self.new("box"), self.rng.choice(fit), self.rng.choice(free)
+        self.world.docker("run", "-d", "--name", name, "--network", network, ECHO, node=node)
+        self.plain[name] = (node, [network])
+        return f"run container {name} on {node} on {network}"
+
+    def forget(self, container: str) -> None:
+        node, _ = self.plain.pop(container)
+        self.world.docker("rm", "-f", container, node=node)
+
+    # steps: what happens to a cluster
+
+    def kill(self) -> str:
+        running = [t for t in self.tasks() if t["Status"]["State"] == RUNNING and t["DesiredState"] == RUNNING]
+        if not running:
+            return "nothing"
+        task = self.rng.choice(sorted(running, key=lambda t: t["ID"]))
+        try:
+            os.kill(task["Status"]["ContainerStatus"]["PID"], signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        return f"kill a task of {self.title(task)}"
+
+    def title(self, task: dict[str, Any]) -> str:
+        return f"{task.get('ServiceID', '')[:6]}.{task.get('Slot', '')} on {self.hosts().get(task.get('NodeID', ''))}"
+
+    def restart(self) -> str:
+        node, how = self.rng.choice(self.node_names), self.rng.choice(("SIGTERM", "SIGKILL"))
+        at = self.world.at
+        cluster.stop_node(at, node, name=how)
+        cluster.start_node(at, node)
+        cluster.wait_for_socket(at, node)
+        return f"skepd of {node} ended by {how} and started"
+
+    def absent(self) -> str:
+        """skepd of a worker is away while something changes."""
+        node = self.rng.choice(self.node_names[1:])
+        at = self.world.at
+        cluster.stop_node(at, node, name=self.rng.choice(("SIGTERM", "SIGKILL")))
+        meanwhile = self.rng.choice((self.scale, self.kill, self.redeploy, self.create_service, self.remove_service))()
+        cluster.start_node(at, node)
+        cluster.wait_for_socket(at, node)
+        return f"skepd of {node} away, meanwhile: {meanwhile}"
+
+    def partition(self) -> str:
+        node = self.rng.choice(self.node_names)
+        seconds = self.rng.choice((0.5, 1.0, 2.0))
+        if self.long and self.rng.random() < 0.15:
+            seconds = 22.0
+        way = self.rng.choice(("link", "nft"))
+        meanwhile = ""
+        end = time.monotonic() + seconds
+        with Cut(self.world, node, way):
+            if node != self.node_names[0] and self.rng.random() < 0.6:
+                meanwhile = ", meanwhile: " + self.rng.choice((self.scale, self.kill, self.redeploy))()
+            threading.Event().wait(max(0.0, end - time.monotonic()))
+        return f"{node} cut off for {seconds} s ({way}){meanwhile}"
+
+    def kill_resolver(self) -> str:
+        node = self.rng.choice(self.node_names)
+        for pid in cluster.pids(self.world.at, f"{node}/daemon"):
+            try:
+                if b"skep.datapath.resolver" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+            except OSError:
+                continue
+        return f"resolver of {node} killed"
+
+    def storm(self) -> str:
+        """Several things at once."""
+        some = self.rng.sample((self.scale, self.kill, self.drain, self.redeploy, self.restart, self.kill_resolver, self.absent), 3)
+        return "at once: " + "; ".join(step() for step in some)
+
+    # steps: somebody meddles with a kernel
+
+    def damage(self) -> str:
+        """What nobody but `network check` notices until the next comparison: it must find it, and mend it."""
+        node = self.rng.choice(self.node_names)
+        devices = self.router(node, "ip", "-o", "link", "show", "type", "vxlan").split("\n")
+        links = sorted(line.split(": ")[1].split("@")[0] for line in devices if line)
+        routes = sorted(
+            line.split()[0] for line in self.router(node, "ip", "route").splitlines() if " dev v-" in line or " via 169" in line
+        )
+        link = self.rng.choice(links)
+        entries = sorted(self.router(node, "bridge", "fdb", "show", "dev", link).splitlines())
+        kind = self.rng.choice(("flush", "table", "device", "route", "forwarding", "neighbour", "down"))
+        if kind in ("route", "forwarding", "neighbour") and not (routes and entries):
+            kind = "device"
+        match kind:
+            case "flush":
+                self.router(node, "nft", "flush", "ruleset")
+                done = "nft flush ruleset"
+            case "table":
+                self.router(node, "nft", "flush", "set", "ip", "skep_skep", "samenet")
+                done = "nft flush set samenet"
+            case "device":
+                self.router(node, "ip", "link", "del", link)
+                done = f"ip link del {link}"
+            case "route":
+                route = self.rng.choice(routes)
+                self.router(node, "ip", "route", "del", route)
+                done = f"ip route del {route}"
+            case "forwarding":
+                mac = self.rng.choice(entries).split()[0]
+                self.router(node, "bridge", "fdb", "del", mac, "dev", link)
+                done = f"bridge fdb del {mac} dev {link}"
+            case "neighbour":
+                self.router(node, "ip", "neigh", "flush", "nud", "permanent", "dev", link)
+                done = f"ip neigh flush dev {link}"
+            case _:
+                self.router(node, "ip", "link", "set", link, "down")
+                done = f"ip link set {link} down"
+        found = self.check()
+        assert any(p["node"] == node and p["kind"] == "kernel" for p in found), f"not noticed: {done} on {node}: {found}"
+        mended = self.check(repair=True)
+        assert all(p["mended"] for p in mended) and any(p["node"] == node for p in mended), f"not mended: {done} on {node}: {mended}"
+        return f"on {node}: {done}"
+
+    def router(self, node: str, *command: str) -> str:
+        """In the router of a node."""
+        at = self.world.at
+        line = ["nsenter", f"--mount={at.namespace(node, 'mnt')}", "nsenter", "--net=/run/skep/network/router", *command]
+        done = subprocess.run(line, capture_output=True, text=True)
+        assert not done.returncode, f"{' '.join(command)} on {node}: {done.stderr}"
+        return done.stdout
+
+    # what must hold
+
+    def check(self, *, repair: bool = False) -> list[dict[str, Any]]:
+        """The problems that `skep network check` finds."""
+        from skep.client import calls as api
+        from skep.client.address import find_address
+        from skep.client.unix import Engine
+
+        engine = Engine(find_address(f"unix://{self.world.at.socket('manager')}", {}, None), timeout=90)
+        try:
+            lines = [json.loads(line) for line in engine.open(api.network_check("", repair)).lines()]
+        finally:
+            engine.close()
+        assert "Done" in lines[-1], lines
+        return [line["Problem"] for line in lines if "Problem" in line]
+
+    def until(self, holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+        end = time.monotonic() + seconds
+        while not (found := holds()):
+            if time.monotonic() > end:
+                raise AssertionError(f"after {seconds:.0f} s still not so: {what}")
+            threading.Event().wait(0.05)
+        return found
+
+    def unsettled(self) -> str:
+        """Empty: the cluster says that all is as it is wished for."""
+        try:
+            found = self.api("GET", "/nodes")
+            tasks, services = self.tasks(), {s["ID"]: s for s in self.api("GET", "/services")}
+        except (calls.SkepError, OSError) as error:
+            return f"the manager does not answer: {error}"
+        for node in found:
+            if node["Status"]["State"] != "ready":
+                return f"node {node['Description']['Hostname']} is {node['Status']['State']}"
+        if {s["Spec"]["Name"] for s in services.values()} != set(self.services):
+            return f"services: {sorted(s['Spec']['Name'] for s in services.values())}"
+        for service in services.values():
+            if service.get("UpdateStatus", {}).get("State", "") in ("updating", "rollback_started"):
+                return f"{service['Spec']['Name']} is being updated"
+            mine = [t for t in tasks if t["ServiceID"] == service["ID"]]
+            running = [t for t in mine if t["Status"]["State"] == RUNNING and t["DesiredState"] == RUNNING]
+            wanted = self.services[service["Spec"]["Name"]].replicas
+            if len(running) != wanted:
+                states = [(t.get("Slot"), t["DesiredState"], t["Status"]["State"], t["Status"].get("Err", "")) for t in mine]
+                return f"{service['Spec']['Name']}: {len(running)} of {wanted} run: {[s for s in states if s[2] not in OVER]}"
+            force = service["Spec"]["TaskTemplate"].get("ForceUpdate", 0)
+            if any(t["Spec"].get("ForceUpdate", 0) != force for t in running):
+                return f"{service['Spec']['Name']} has tasks of before"
+        going = [t for t in tasks if t["Status"]["State"] not in OVER and t["DesiredState"] != RUNNING]
+        if going:
+            return f"tasks are still ending: {[(self.title(t), t['Status']['State'], t['DesiredState']) for t in going]}"
+        strange = [t for t in tasks if t.get("ServiceID") and t["ServiceID"] not in services]
+        return f"tasks of services that are gone: {[self.title(t) for t in strange]}" if strange else ""
+
+    def members(self) -> list[Member]:
+        hosts, named = self.hosts(), {s["ID"]: s["Spec"]["Name"] for s in self.api("GET", "/services")}
+        out = []
+        for task in self.tasks():
+            if task["Status"]["State"] != RUNNING or not task.get("ServiceID"):
+                continue
+            on = {
+                a["Network"]["Spec"]["Name"]: a["Addresses"][0].partition("/")[0]
+                for a in task.get("NetworksAttachments") or ()
+                if a.get("Addresses")
+            }
+            name = named[task["ServiceID"]]
+            out.append(Member(task["Status"]["ContainerStatus"]["PID"], hosts[task["NodeID"]], f"{name}.{task.get('Slot')}", on, name))
+        for name, (node, networks) in self.plain.items():
+            found = json.loads(self.world.docker("inspect", name, node=node))[0]
+            on = {n: found["NetworkSettings"]["Networks"][n]["IPAddress"] for n in networks}
+            out.append(Member(found["State"]["Pid"], node, name, on))
+        return out
+
+    def wrong(self) -> list[str]:
+        """What is not as it must be. Empty: all is well."""
+        problems = [f"check: {p['node']}: {p['text']} ({p['advice']})" for p in self.check()]
+        try:
+            members = self.members()
+        except (OSError, KeyError, AssertionError, calls.SkepError) as error:
+            return [*problems, f"containers cannot be seen: {error!r}"]
+        vips = self.vips()
+        taken = [(n, a) for m in members for n, a in m.addresses.items()] + [(n, a) for (_, n), a in vips.items()]
+        problems += [f"address {a} on {n} is given twice" for n, a in set(taken) if taken.count((n, a)) > 1]
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            for said in pool.map(lambda member: self.seen_by(member, members, vips), members):
+                problems += said
+        problems += [
+            f"port {s.published} of {name} on {n.name} does not answer"
+            for name, s in self.services.items()
+            if s.published and s.replicas
+            for n in self.world.at.nodes
+            if not answers([(n.address, s.published)], 2)
+        ]
+        return problems + self.leaked(members)
+
+    def vips(self) -> dict[tuple[str, str], str]:
+        ids = {n["Id"]: n["Name"] for n in self.api("GET", "/networks")}
+        return {
+            (service["Spec"]["Name"], ids[vip["NetworkID"]]): vip["Addr"].partition("/")[0]
+            for service in self.api("GET", "/services")
+            for vip in service.get("Endpoint", {}).get("VirtualIPs") or ()
+        }
+
+    def seen_by(self, me: Member, members: list[Member], vips: dict[tuple[str, str], str]) -> list[str]:
+        """From inside one container: who ought to connect and does not, who ought not and does, which names mean something else."""
+        mine = set(me.addresses) - {"ingress"}
+        friends = {(a, PORT): m.what for m in members for n, a in m.addresses.items() if n in me.addresses}
+        serving = {name for name, s in self.services.items() if s.replicas}
+        friends |= {(a, PORT): f"service {s} on {n}" for (s, n), a in vips.items() if n in mine and s in serving}
+        strangers = {(a, PORT): m.what for m in members for n, a in m.addresses.items() if n not in me.addresses}
+        names: dict[str, frozenset[str]] = {}
+        for name, service in self.services.items():
+            shared = [n for n in service.networks if n in mine]
+            names[name], names[f"tasks.{name}"] = frozenset(), frozenset()
+            # a container's networks are asked in turn: what it has in common with a service on several may be any of them
+            for network in shared:
+                tasks = frozenset(m.addresses[network] for m in members if m.service == name)
+                vip = vips.get((name, network))
+                names |= {f"{name}.{network}": frozenset({vip}) if vip else tasks, f"tasks.{name}.{network}": tasks}
+            if len(shared) == 1:
+                names[name], names[f"tasks.{name}"] = names[f"{name}.{shared[0]}"], names[f"tasks.{name}.{shared[0]}"]
+            elif shared:
+                del names[name], names[f"tasks.{name}"]
+        try:
+            good = inside(me.pid, lambda: answers(friends, 3))
+            bad = inside(me.pid, lambda: answers(strangers, 0.2))
+            found = inside(me.pid, lambda: means(names))
+        except OSError as error:
+            return [f"{me.what} on {me.node} cannot be looked into: {error}"]
+        here = f"{me.what} on {me.node}"
+        out = [f"{here} does not connect to {friends[t]} at {t[0]}" for t in friends if t not in good]
+        out += [f"{here} connects to {strangers[t]} at {t[0]}, on another network" for t in bad]
+        return out + [f"for {here} {n} means {sorted(found[n])}, not {sorted(want)}" for n, want in names.items() if found[n] != want]
+
+    def leaked(self, members: list[Member]) -> list[str]:
+        """Namespaces, links and VXLAN devices are those of what runs, and no more."""
+        out = []
+        for node in self.node_names:
+            here = [m for m in members if m.node == node]
+            pins = self.inside_node(node, "ls", "/run/skep/network/netns").split()
+            if len(pins) != len(here):
+                out.append(f"{node} has {len(pins)} sandboxes for {len(here)} containers")
+            lines = self.router(node, "ip", "-o", "link").splitlines()
+            links = [line.split(": ")[1].partition("@")[0] for line in lines]
+            places = sum(len(m.addresses) for m in here)
+            if (found := sum(link.startswith("v-") for link in links)) != places:
+                out.append(f"the router of {node} has {found} links for {places} places")
+            wanted = {n for m in here for n in m.addresses} | {"ingress"}
+            if (found := sum(link.startswith("vx") for link in links)) != len(wanted):
+                out.append(f"the router of {node} has {found} VXLAN devices for {sorted(wanted)}")
+        return out
+
+    def inside_node(self, node: str, *command: str) -> str:
+        at = self.world.at
+        line = ["nsenter", f"--mount={at.namespace(node, 'mnt')}", *command]
+        return subprocess.run(line, capture_output=True, text=True, check=True).stdout
+
+    # playing
+
+    def steps(self) -> list[tuple[Callable[[], str], int]]:
+        return [
+            (self.scale, 6), (self.kill, 4), (self.drain, 4), (self.redeploy, 4), (self.restart, 4), (self.absent, 3), (self.partition, 3),
+            (self.kill_resolver, 2), (self.damage, 5), (self.create_network, 2), (self.remove_network, 1), (self.create_service, 2),
+            (self.remove_service, 2), (self.stack, 2), (self.attach, 4), (self.storm, 3),
+        ]  # fmt: skip
+
+    def settle(self) -> None:
+        end = time.monotonic() + PATIENCE
+        while why := self.unsettled():
+            if time.monotonic() > end:
+                raise AssertionError(f"after {PATIENCE:.0f} s not settled: {why}")
+            threading.Event().wait(0.05)
+        end = time.monotonic() + TRUTH
+        while wrong := self.wrong():
+            if time.monotonic() > end:
+                raise AssertionError(f"{TRUTH:.0f} s after it settled:\n  " + "\n  ".join(wrong[:30]))
+            threading.Event().wait(0.2)
+
+    def begin(self) -> None:
+        """Something to play with."""
+        self.create_network()
+        self.create_network()
+        self.create_service()
+        self.settle()
+
+    def play(self, count: int, *, tell: Callable[[str], None] = lambda line: None) -> None:
+        choices, weights = zip(*self.steps(), strict=True)
+        for number in range(1, count + 1):
+            step = self.rng.choices(choices, weights)[0]
+            began = time.monotonic()
+            try:
+                done = f"{number:3}. {step.__name__}: "
+                done += step()
+                self.said.append(done)
+                acted = time.monotonic()
+                self.settle()
+            except Exception as error:
+                if self.said[-1:] != [done]:
+                    self.said.append(f"{done} ... {type(error).__name__}")
+                raise AssertionError(f"{error}\nthe last of {len(self.said)} steps:\n" + "\n".join(self.said[-40:])) from error
+            took = time.monotonic() - began
+            self.slowest[step.__name__] = max(self.slowest.get(step.__name__, 0.0), took)
+            tell(f"{done} [{acted - began:.1f} + {time.monotonic() - acted:.1f} s]")
+
+    def end(self) -> None:
+        """All of it goes, and nothing is left in any kernel."""
+        for container in list(self.plain):
+            self.forget(container)
+        for service in list(self.services):
+            self.drop_service(service)
+        for network in list(self.networks):
+            self.until(lambda network=network: self.accepted("DELETE", f"/networks/{network}"), f"network {network} can be removed")  # type: ignore[misc]
+        self.networks.clear()
+        self.settle()
+
+
+class Cut:
+    """One node's wire, cut while this is entered."""
+
+    def __init__(self, world: World, node: str, way: str) -> None:
+        self.wire = Path(world.at.run) / "net" / "underlay"
+        self.address = world.at.address(node)
+        self.link = f"n-{rules.tag(node, 12)}"
+        self.way = way
+
+    def run(self, *command: str) -> None:
+        subprocess.run(["nsenter", f"--net={self.wire}", *command], check=True, capture_output=True)
+
+    def __enter__(self) -> None:
+        if self.way == "link":
+            self.run("ip", "link", "set", self.link, "down")
+        else:
+            self.run("nft", f"add table bridge cut; add chain bridge cut f {{ type filter hook forward priority 0; }}; "
+                            f"add rule bridge cut f iifname {self.link} drop; add rule bridge cut f oifname {self.link} drop")  # fmt: skip
+
+    def __exit__(self, *error: object) -> None:
+        if self.way == "link":
+            self.run("ip", "link", "set", self.link, "up")
+        else:
+            self.run("nft", "delete", "table", "bridge", "cut")
+
+
+def last_words(world: World, lines: int = 15) -> str:
+    """The ends of all nodes' logs, for a failure."""
+    return "\n".join(f"-- {n.name}\n" + "\n".join(nodes._read(world.at.log(n.name)).splitlines()[-lines:]) for n in world.at.nodes)
