@@ -10,19 +10,17 @@ import base64
 import copy
 import json
 import socketserver
-import struct
 import threading
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import cli_node
+from cli_node import frame
+
 WORLD = Path(__file__).resolve().parent.parent / "data" / "cli" / "world.json"
 NEW_ID = "n3wn3wn3wn3wn3wn3wn3wn3wn"
-
-
-def frame(stream: int, line: bytes) -> bytes:
-    return struct.pack(">BxxxL", stream, len(line)) + line
 
 
 class FakeEngine:
@@ -121,9 +119,12 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/_ping":
             self._send(200, b"OK", {"Api-Version": "1.50", "Ostype": "linux", "Content-Type": "text/plain"})
             return
-        parsed = json.loads(body) if body else None
-        filters = json.loads(query["filters"]) if "filters" in query else {}
+        parsed = json.loads(body) if body and self.headers.get("Content-Type", "").startswith("application/json") else None
+        filters = json.loads(query["filters"]) if query.get("filters") else {}
+        if not filters:
+            query.pop("filters", None)
         seen = {"method": self.command, "path": path, "query": {**query, **({"filters": filters} if filters else {})}, "body": parsed}
+        seen["query"].update({key: values for key, values in parse_qs(url.query).items() if len(values) > 1})
         if self.headers.get("X-Registry-Auth"):
             seen["auth"] = self.headers["X-Registry-Auth"]
         self.engine.requests.append(seen)
@@ -134,11 +135,11 @@ class _Handler(BaseHTTPRequestHandler):
         if script:
             self._json(200, script.pop(0) if len(script) > 1 else script[0])
             return
-        self._answer(path, query, filters)
+        self._answer(path, query, filters, parsed)
 
     do_GET = do_POST = do_DELETE = do_HEAD = do_PUT = _do
 
-    def _answer(self, path: str, query: dict[str, str], filters: dict[str, Any]) -> None:
+    def _answer(self, path: str, query: dict[str, str], filters: dict[str, Any], body: Any) -> None:
         world = self.engine.world
         words = path.strip("/").split("/")
         table = words[0]
@@ -154,13 +155,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._distribution("/".join(words[1:-1]))
         elif table == "events":
             self._send(200, b"".join(json.dumps(event).encode() + b"\n" for event in world["events"]), {"Content-Type": "application/json"})
-        elif table == "containers":
-            self._container(words)
+        elif cli_node.answer(self, path, query, body):
+            pass
         elif table == "exec":
             self._exec(words)
         elif words[-1] == "logs":
             self._logs(words, query)
-        elif table in ("images", "volumes", "plugins"):
+        elif table == "plugins":
             self._error(404, f"no such {table}: {words[1]}")
         elif table in world and len(words) == 1:
             found = copy.deepcopy(self.engine.many(table, filters))
@@ -201,21 +202,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(200, known)
         else:
             self._error(500, 'Get "https://registry.example/v2/": dial tcp: connect: network is unreachable')
-
-    def _container(self, words: list[str]) -> None:
-        container = self.engine.world["container"]
-        if words[1] == "json":
-            self._json(200, self.engine.world["containers"])
-        elif words[1] not in ("c1", container["Id"]):
-            self._error(404, f"No such container: {words[1]}")
-        elif words[2] == "json":
-            self._json(200, container)
-        elif words[2] == "logs":
-            self._send(200, frame(1, b"line1\n") + frame(2, b"line2\n"), {"Content-Type": "application/vnd.docker.multiplexed-stream"})
-        elif words[2] == "exec":
-            self._json(201, {"Id": "e" * 64})
-        else:
-            self._send(204, b"")
 
     def _exec(self, words: list[str]) -> None:
         if words[2] == "json":

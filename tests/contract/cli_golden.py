@@ -2,7 +2,7 @@
 
 Recorded by `python tests/contract/cli_golden.py` with a docker CLI 28 on PATH, against the engine of cli_engine.py; the words "docker" are
 turned into skep's. What Go leaves to chance (the order of maps) is put in order on both sides. Of an update only the fields that it changes
-are kept.
+are kept, of a new container's config those that are other than without flags (`create` in node.json).
 """
 
 from __future__ import annotations
@@ -20,15 +20,20 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from cli_engine import FakeEngine
+from cli_node import NODE
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "cli"
-COMMANDS = DATA / "commands.txt"
-GOLDEN = DATA / "golden.jsonl"
+TABLES = ("commands", "node")
+"""Command lines of the cluster, and of containers, images and volumes: `commands.txt` and `golden.jsonl`, `node.txt` and `node.jsonl`."""
 ENVIRON = {"FOO": "bar", "TZ": "UTC"}
 
 
-def commands() -> list[str]:
-    return [line for line in COMMANDS.read_text().splitlines() if line and not line.startswith("#")]
+def golden(table: str) -> Path:
+    return DATA / ("golden.jsonl" if table == "commands" else f"{table}.jsonl")
+
+
+def commands(table: str) -> list[str]:
+    return [line for line in (DATA / f"{table}.txt").read_text().splitlines() if line and not line.startswith("#")]
 
 
 def words(line: str) -> list[str]:
@@ -56,6 +61,17 @@ def in_order(spec: dict[str, Any], update: bool) -> None:
         resources.sort(key=str)
 
 
+def creation(body: dict[str, Any]) -> dict[str, Any]:
+    """Go keeps binds and the environment in maps; of an endpoint most is empty."""
+    body = json.loads(json.dumps(body))
+    for where, key in ((body["HostConfig"], "Binds"), (body, "Env")):
+        where[key] = where[key] and sorted(where[key])
+    endpoints = body["NetworkingConfig"]["EndpointsConfig"]
+    for name, endpoint in endpoints.items():
+        endpoints[name] = {key: value for key, value in endpoint.items() if value not in (None, "", 0)}
+    return flat(body)
+
+
 def requests(engine: FakeEngine) -> list[dict[str, Any]]:
     found = []
     for request in engine.requests:
@@ -68,6 +84,13 @@ def requests(engine: FakeEngine) -> list[dict[str, Any]]:
             in_order(before, True)
             old, new = flat(before), flat(request.pop("body"))
             request["changes"] = {key: new.get(key) for key in sorted({*old, *new}) if old.get(key) != new.get(key)}
+        if path == "/containers/create":
+            plainly, asked = creation(NODE["create"]), creation(request.pop("body"))
+            request["changes"] = {
+                key: asked.get(key, "absent")
+                for key in sorted({*plainly, *asked})
+                if plainly.get(key, "absent") != asked.get(key, "absent")
+            }
         found.append({key: value for key, value in request.items() if value not in (None, {})})
     return found
 
@@ -76,9 +99,9 @@ def skeps(text: str) -> str:
     return text.replace("docker: ", "skep: ").replace("docker ", "skep ").replace("`docker ", "`skep ")
 
 
-def record() -> None:
-    with GOLDEN.open("w") as out, tempfile.TemporaryDirectory() as folder:
-        for line in commands():
+def record(table: str) -> None:
+    with golden(table).open("w") as out, tempfile.TemporaryDirectory() as folder:
+        for line in commands(table):
             with FakeEngine(Path(folder) / "engine.sock") as engine:
                 env = {"PATH": os.environ["PATH"], "HOME": folder, "DOCKER_HOST": f"unix://{engine.path}", **ENVIRON}
                 now = time.time_ns()
@@ -95,4 +118,5 @@ def record() -> None:
 
 
 if __name__ == "__main__":
-    record()
+    for name in sys.argv[1:] or TABLES:
+        record(name)

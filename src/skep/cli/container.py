@@ -8,7 +8,7 @@ from skep.cli.service_logs import frames, write
 from skep.cli.shell import Failed, Shell
 from skep.cli.system import timestamp
 from skep.cli.table import FORMAT, FORMAT_INSPECT, render
-from skep.cli.words import human_duration, shorten
+from skep.cli.words import decimal_size, human_duration, shorten
 from skep.client import calls
 from skep.client.unix import ApiError
 
@@ -95,15 +95,6 @@ def _image(image: str, id: str) -> str:
 def _size(container: dict[str, Any]) -> str:
     size, virtual = container.get("SizeRw", 0), container.get("SizeRootFs", 0)
     return f"{decimal_size(size)} (virtual {decimal_size(virtual)})" if virtual else decimal_size(size)
-
-
-def decimal_size(size: float) -> str:
-    """`12.3MB`, three digits."""
-    units = ["B", "kB", "MB", "GB", "TB"]
-    while size >= 1000 and len(units) > 1:
-        size /= 1000
-        units.pop(0)
-    return f"{size:.3g}{units[0]}"
 
 
 def ports(found: list[dict[str, Any]]) -> str:
@@ -198,12 +189,12 @@ def execute(shell: Shell, values: Values, words: list[str]) -> int:
         return 0
     from skep.cli.hijack import attach
 
-    answer = shell.engine.hijack(calls.exec_start(id, tty=tty, size=_window(shell) if tty else None))
+    answer = shell.engine.hijack(calls.exec_start(id, tty=tty, size=window(shell) if tty else None))
     attach(shell, answer, tty=tty, interactive=interactive, resize=lambda rows, columns: calls.exec_resize(id, rows, columns))
     return int(shell.call(calls.exec_inspect(id)).get("ExitCode") or 0)
 
 
-def _window(shell: Shell) -> tuple[int, int] | None:
+def window(shell: Shell) -> tuple[int, int] | None:
     import os
 
     try:
@@ -252,9 +243,27 @@ def environment(text: str) -> str:
     return parse(text)
 
 
+def inspect_containers(shell: Shell, values: Values, names: list[str]) -> int:
+    from skep.cli.inspect import show
+
+    def get(name: str) -> Any:
+        return shell.call(calls.container_inspect(name, values["size"]))
+
+    return show(shell, names, values["format"] or "", get)
+
+
 COMMANDS = {
-    "ps": Command(
-        "ps",
+    "container inspect": Command(
+        "container inspect",
+        "[OPTIONS] CONTAINER [CONTAINER...]",
+        "Display detailed information on one or more containers",
+        inspect_containers,
+        (Flag("format", "string", FORMAT_INSPECT, "f"), Flag("size", "bool", "Display total file sizes", "s")),
+        least=1,
+        most=None,
+    ),
+    "container ls": Command(
+        "container ls",
         "[OPTIONS]",
         "List containers",
         list_containers,
@@ -270,8 +279,8 @@ COMMANDS = {
         ),
         aliases=("container ls", "container list", "container ps", "ps"),
     ),
-    "logs": Command(
-        "logs",
+    "container logs": Command(
+        "container logs",
         "[OPTIONS] CONTAINER",
         "Fetch the logs of a container",
         logs,
@@ -287,8 +296,8 @@ COMMANDS = {
         most=1,
         aliases=("container logs", "logs"),
     ),
-    "exec": Command(
-        "exec",
+    "container exec": Command(
+        "container exec",
         "[OPTIONS] CONTAINER COMMAND [ARG...]",
         "Execute a command in a running container",
         execute,

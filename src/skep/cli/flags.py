@@ -27,17 +27,31 @@ class Usage(Exception):
 class Flag:
     """`kind` is the word the help shows; `default` is shown in the help, the value of a flag not given is None, False or []."""
 
-    __slots__ = ("default", "help", "kind", "name", "parse", "short")
+    __slots__ = ("default", "help", "hidden", "kind", "name", "other", "own", "parse", "short")
 
     def __init__(
-        self, name: str, kind: str, help: str, short: str = "", default: str = "", parse: Callable[[str], Any] | None = None
+        self,
+        name: str,
+        kind: str,
+        help: str,
+        short: str = "",
+        default: str = "",
+        parse: Callable[[str], Any] | None = None,
+        *,
+        own: bool = False,
+        other: str = "",
+        hidden: bool = False,
     ) -> None:
+        """`own`: Docker's command does not have it. `other`: an older name. The help tells neither that nor what is `hidden`."""
         self.name = name
         self.kind = kind
         self.help = help
         self.short = short
         self.default = default
+        self.other = other
+        self.hidden = hidden
         self.parse = parse or PARSERS.get(kind)
+        self.own = own
 
     @property
     def many(self) -> bool:
@@ -74,6 +88,7 @@ def quoted(text: str) -> str:
 PARSERS: dict[str, Callable[[str], Any]] = {
     "bool": parse_bool,
     "uint": parse_uint,
+    "uint16": lambda text: parse_uint(text, 16),
     "uint32": lambda text: parse_uint(text, 32),
     "int": parse_int,
     "float": parse_float,
@@ -85,7 +100,22 @@ PARSERS: dict[str, Callable[[str], Any]] = {
 }
 
 MANY = frozenset(
-    ["list", "map", "strings", "filter", "mount", "network", "secret", "config", "port", "pref", "ulimit", "ipNetSlice", "external-ca"]
+    [
+        "list",
+        "map",
+        "strings",
+        "filter",
+        "mount",
+        "network",
+        "secret",
+        "config",
+        "port",
+        "pref",
+        "ulimit",
+        "ipNetSlice",
+        "external-ca",
+        "gpu-request",
+    ]
 )
 
 
@@ -97,10 +127,11 @@ def split_list(texts: Sequence[str]) -> list[str]:
 class Command:
     """`usage` is what follows the name; `least` and `most` count arguments; `run` gets (shell, values, arguments) and returns an exit code.
 
-    Where `interspersed` is False the first argument ends the flags: what follows belongs to another program.
+    Where `interspersed` is False the first argument ends the flags: what follows belongs to another program. `details` is what the
+    command's own help says in place of the summary.
     """
 
-    __slots__ = ("aliases", "flags", "interspersed", "least", "most", "name", "run", "summary", "usage")
+    __slots__ = ("aliases", "details", "flags", "interspersed", "least", "most", "name", "run", "summary", "usage")
 
     def __init__(
         self,
@@ -113,6 +144,7 @@ class Command:
         most: int | None = 0,
         aliases: Sequence[str] = (),
         interspersed: bool = True,
+        details: str = "",
     ) -> None:
         self.name = name
         self.usage = usage
@@ -123,10 +155,19 @@ class Command:
         self.most = most
         self.aliases = aliases
         self.interspersed = interspersed
+        self.details = details or summary
 
     @property
     def line(self) -> str:
         return f"skep {self.name} {self.usage}".rstrip()
+
+    def called(self, name: str) -> Command:
+        """The same under the name it was called by: `container run` and `run` are one."""
+        if name == self.name:
+            return self
+        return Command(
+            name, self.usage, self.summary, self.run, self.flags, self.least, self.most, self.aliases, self.interspersed, self.details
+        )
 
 
 class Values:
@@ -189,6 +230,7 @@ HELP = Flag("help", "bool", "Print usage")
 
 def _parse(command: Command, words: list[str], values: Values, arguments: list[str]) -> None:
     names = {flag.name: flag for flag in (HELP, *command.flags)}
+    names.update({flag.other: flag for flag in command.flags if flag.other})
     shorts = {flag.short: flag for flag in command.flags if flag.short}
     while words:
         word = words.pop(0)
@@ -262,18 +304,28 @@ def check_arguments(command: Command, arguments: Sequence[str]) -> None:
 # help
 
 
+OWN = "\nOptions that docker does not have:\n"
+
+
 def help_text(command: Command, width: int = 80) -> str:
-    parts = [f"Usage:  {command.line}\n\n{command.summary}\n"]
+    parts = [f"Usage:  {command.line}\n\n{command.details}\n"]
     if command.aliases:
         parts.append("\nAliases:\n  " + ", ".join(f"skep {name}" for name in command.aliases) + "\n")
     if command.flags:
-        parts.append("\nOptions:\n" + flag_usages(command.flags, width - 1))
+        flags = [flag for flag in command.flags if not flag.own]
+        if any(flag.short == "h" for flag in flags):
+            flags.append(HELP)
+        parts.append("\nOptions:\n" + flag_usages(flags, width - 1))
+    if own := [flag for flag in command.flags if flag.own]:
+        parts.append(OWN + flag_usages(own, width - 1))
     return "".join(parts)
 
 
 def flag_usages(flags: Sequence[Flag], width: int) -> str:
     rows = []
     for flag in sorted(flags, key=lambda flag: flag.name):
+        if flag.hidden:
+            continue
         left = f"  -{flag.short}, --{flag.name}" if flag.short else f"      --{flag.name}"
         if flag.kind != "bool":
             left += f" {flag.kind}"

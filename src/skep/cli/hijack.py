@@ -1,4 +1,4 @@
-"""A terminal, or a pipe, joined to a connection that was taken over: `skep exec -it`."""
+"""A terminal, or a pipe, joined to a connection that was taken over: `skep exec -it`, `skep run`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import socket
 
 from skep.cli.service_logs import frames, write
+from skep.cli.shell import Failed
 from skep.errors import SkepError
 
 TYPE_CHECKING = False
@@ -19,43 +20,136 @@ if TYPE_CHECKING:
     from skep.client.unix import Answer
 
 
-def attach(shell: Shell, answer: Answer, *, tty: bool, interactive: bool, resize: Callable[[int, int], Call]) -> None:
-    """Until the other side closes. The end of the input is told by closing our half."""
+KEYS = "ctrl-p,ctrl-q"
+"""What detaches where nothing else was chosen."""
+
+
+def detach_keys(text: str) -> bytes:
+    """`ctrl-p,ctrl-q` -> the bytes a terminal sends for it. Raises Failed."""
+    found = bytearray()
+    for part in text.split(","):
+        name = part.removeprefix("ctrl-")
+        if len(part) == 1:
+            found += part.encode()
+        elif part.startswith("ctrl-") and len(name) == 1 and ("a" <= name <= "z" or name in "@[\\]^_"):
+            found.append(ord(name.upper()) & 0x1F)
+        else:
+            raise Failed(f"Unknown character: '{part}'")
+    return bytes(found)
+
+
+class Keyboard:
+    """Looks for the keys that detach; what may be their beginning is held back until it is known."""
+
+    def __init__(self, keys: bytes) -> None:
+        self.keys = keys
+        self.held = b""
+
+    def feed(self, data: bytes) -> tuple[bytes, bool]:
+        """(what goes on to the container, are the keys there)."""
+        out = bytearray()
+        for n in range(len(data)):
+            self.held += data[n : n + 1]
+            if self.held == self.keys:
+                self.held = b""
+                return bytes(out), True
+            while self.held and not self.keys.startswith(self.held):
+                out += self.held[:1]
+                self.held = self.held[1:]
+        return bytes(out), False
+
+
+class Detached(Exception):
+    """The keys were pressed."""
+
+
+def attach(
+    shell: Shell,
+    answer: Answer,
+    *,
+    tty: bool,
+    interactive: bool,
+    resize: Callable[[int, int], Call],
+    keys: str = "",
+    ends: Answer | None = None,
+) -> bool:
+    """Until the other side closes; True when the user has detached. The end of the input is told by closing our half.
+
+    `ends` is for a container whose output is not looked at: it ends when that has something to read, or when the input has ended.
+    """
     restore = _raw(shell) if tty and interactive else None
-    follow = _follow_size(shell, resize) if tty else None
+    follow = _follow_size(shell, resize) if tty and shell.out.isatty() else None
+    keyboard = Keyboard(detach_keys(keys or KEYS)) if tty and interactive and shell.input.isatty() else None
     try:
-        blocks = _blocks(shell, answer, interactive)
+        blocks = _blocks(shell, answer, interactive, keyboard, ends)
         if tty:
             for block in blocks:
                 write(shell, 1, block)
         else:
             for stream, data in frames(blocks):
                 write(shell, stream, data)
+    except Detached:
+        return True
     finally:
         if restore is not None:
             restore()
         if follow is not None:
             signal.signal(signal.SIGWINCH, follow)
         answer.close()
+    return False
 
 
-def _blocks(shell: Shell, answer: Answer, interactive: bool) -> Iterator[bytes]:
+def ready_blocks(answer: Answer) -> Iterator[bytes]:
+    """What has come in already."""
+    connection = answer.connection
+    if connection.rest:
+        yield connection.some()
+    while unread(connection.sock) or select.select([connection.sock], [], [], 0)[0]:
+        data = connection.sock.recv(1 << 16)
+        if not data:
+            return
+        yield data
+
+
+def _blocks(
+    shell: Shell, answer: Answer, interactive: bool, keyboard: Keyboard | None = None, ends: Answer | None = None
+) -> Iterator[bytes]:
     """What comes in; on the way the input is sent."""
     connection = answer.connection
     sock = connection.sock
     if connection.rest:
         yield connection.some()
     source = _source(shell, sock) if interactive else -1
+    other = ends.connection.sock.fileno() if ends is not None else -1
     while True:
-        watched = [sock.fileno()] if source < 0 else [sock.fileno(), source]
-        ready, _, _ = select.select(watched, [], [])
+        watched = [one for one in (sock.fileno(), source, other) if one >= 0]
+        pending = unread(sock)
+        ready = [sock.fileno()] if pending else select.select(watched, [], [])[0]
         if sock.fileno() in ready:
             data = sock.recv(1 << 16)
             if not data:
                 return
             yield data
-        if source >= 0 and source in ready and not _pass_on(sock, os.read(source, 1 << 16)):
-            source = -1
+        if other in ready:
+            return
+        if source >= 0 and source in ready:
+            data = os.read(source, 1 << 16)
+            if keyboard is not None:
+                data, detached = keyboard.feed(data) if data else (data, False)
+                if detached:
+                    raise Detached
+                if not data and keyboard.held:
+                    continue
+            if not _pass_on(sock, data):
+                source = -1
+                if ends is not None:
+                    return
+
+
+def unread(sock: socket.socket) -> bool:
+    """Over TLS more may have come than was read, which select does not see."""
+    pending: Callable[[], int] | None = getattr(sock, "pending", None)
+    return bool(pending and pending())
 
 
 def _pass_on(sock: socket.socket, data: bytes) -> bool:

@@ -20,7 +20,55 @@ SERVICE, NODE, SWARM = "skep.cli.service", "skep.cli.node", "skep.cli.swarm"
 SYSTEM, CONTAINER = "skep.cli.system", "skep.cli.container"
 NETWORK = "skep.cli.network"
 
+RUN, LIFE, FILES, LOOK = "skep.cli.run", "skep.cli.container_life", "skep.cli.container_files", "skep.cli.container_look"
+IMAGE, IMAGE_FILES, VOLUME = "skep.cli.image", "skep.cli.image_files", "skep.cli.volume"
+
 GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
+    "container": (
+        "Manage containers",
+        {
+            "attach": (LIFE, "Attach local standard input, output, and error streams to a running container"),
+            "cp": (FILES, "Copy files/folders between a container and the local filesystem"),
+            "create": (RUN, "Create a new container"),
+            "diff": (LOOK, "Inspect changes to files or directories on a container's filesystem"),
+            "exec": (CONTAINER, "Execute a command in a running container"),
+            "export": (FILES, "Export a container's filesystem as a tar archive"),
+            "inspect": (CONTAINER, "Display detailed information on one or more containers"),
+            "kill": (LIFE, "Kill one or more running containers"),
+            "logs": (CONTAINER, "Fetch the logs of a container"),
+            "ls": (CONTAINER, "List containers"),
+            "pause": (LIFE, "Pause all processes within one or more containers"),
+            "port": (LOOK, "List port mappings or a specific mapping for the container"),
+            "prune": (LIFE, "Remove all stopped containers"),
+            "rename": (LIFE, "Rename a container"),
+            "restart": (LIFE, "Restart one or more containers"),
+            "rm": (LIFE, "Remove one or more containers"),
+            "run": (RUN, "Create and run a new container from an image"),
+            "start": (LIFE, "Start one or more stopped containers"),
+            "stats": ("skep.cli.container_stats", "Display a live stream of container(s) resource usage statistics"),
+            "stop": (LIFE, "Stop one or more running containers"),
+            "top": (LOOK, "Display the running processes of a container"),
+            "unpause": (LIFE, "Unpause all processes within one or more containers"),
+            "update": (LIFE, "Update configuration of one or more containers"),
+            "wait": (LIFE, "Block until one or more containers stop, then print their exit codes"),
+        },
+    ),
+    "image": (
+        "Manage images",
+        {
+            "history": (IMAGE, "Show the history of an image"),
+            "import": (IMAGE_FILES, "Import the contents from a tarball to create a filesystem image"),
+            "inspect": (IMAGE, "Display detailed information on one or more images"),
+            "load": (IMAGE_FILES, "Load an image from a tar archive or STDIN"),
+            "ls": (IMAGE, "List images"),
+            "prune": (IMAGE, "Remove unused images"),
+            "pull": (IMAGE_FILES, "Download an image from a registry"),
+            "push": (IMAGE_FILES, "Upload an image to a registry"),
+            "rm": (IMAGE, "Remove one or more images"),
+            "save": (IMAGE_FILES, "Save one or more images to a tar archive (streamed to STDOUT by default)"),
+            "tag": (IMAGE, "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE"),
+        },
+    ),
     "network": (
         "Manage networks",
         {
@@ -73,21 +121,87 @@ GROUPS: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
             "update": (SWARM, "Update the swarm"),
         },
     ),
+    "system": (
+        "Manage a node",
+        {
+            "df": ("skep.cli.system_usage", "Show disk usage"),
+            "events": (SYSTEM, "Get real time events from the server"),
+            "info": (SYSTEM, "Display system-wide information"),
+            "prune": ("skep.cli.system_usage", "Remove unused data"),
+        },
+    ),
+    "volume": (
+        "Manage volumes",
+        {
+            "create": (VOLUME, "Create a volume"),
+            "inspect": (VOLUME, "Display detailed information on one or more volumes"),
+            "ls": (VOLUME, "List volumes"),
+            "prune": (VOLUME, "Remove unused local volumes"),
+            "rm": (VOLUME, "Remove one or more volumes"),
+        },
+    ),
 }
 """Group -> what it is for, and its commands: module and summary. The module's COMMANDS has them by full name."""
 
 OF_SWARM = frozenset(["config", "node", "secret", "service", "stack", "swarm"])
 """The groups that help lists under the swarm."""
 
+COMMON: dict[str, str] = {
+    "run": "container run",
+    "exec": "container exec",
+    "ps": "container ls",
+    "pull": "image pull",
+    "push": "image push",
+    "images": "image ls",
+    "login": "login",
+    "logout": "logout",
+    "version": "version",
+    "info": "system info",
+}
+"""Commands without a group that everybody needs -> what they are."""
+
+FURTHER: dict[str, str] = {
+    **{
+        verb: f"container {verb}"
+        for verb in (
+            *("attach", "cp", "create", "diff", "export", "kill", "logs", "pause", "port", "rename", "restart", "rm", "start", "stats"),
+            *("stop", "top", "unpause", "update", "wait"),
+        )
+    },
+    **{verb: f"image {verb}" for verb in ("history", "import", "load", "save", "tag")},
+    "events": "system events",
+    "inspect": "inspect",
+    "rmi": "image rm",
+}
+
 SINGLE: dict[str, tuple[str, str]] = {
-    "events": (SYSTEM, "Get real time events from the server"),
-    "exec": (CONTAINER, "Execute a command in a running container"),
-    "info": (SYSTEM, "Display system-wide information"),
     "inspect": (CONTAINER, "Return low-level information on Docker objects"),
-    "logs": (CONTAINER, "Fetch the logs of a container"),
-    "ps": (CONTAINER, "List containers"),
+    "login": ("skep.cli.login", "Authenticate to a registry"),
+    "logout": ("skep.cli.login", "Log out from a registry"),
     "version": (SYSTEM, "Show the version information of skep and its daemon"),
 }
+"""Commands that are in no group."""
+
+BUILDING = "skep builds no images: build with docker, podman or buildah elsewhere and push to a registry, or load an archive (skep load)"
+
+REFUSED = {
+    "build": BUILDING,
+    "builder": BUILDING,
+    "buildx": BUILDING,
+    "commit": BUILDING,
+    "search": "skep has no search: look at the registry's own page",
+    "plugin": "skep has no plugins",
+    "context": "skep has no contexts: use -H, SKEP_HOST or DOCKER_HOST",
+    "checkpoint": "skep has no checkpoints",
+    "manifest": "skep does not edit manifests: use skopeo or docker manifest",
+    "trust": "skep signs and verifies no images",
+}
+REFUSED_OF = {
+    ("container", "commit"): BUILDING,
+    ("image", "build"): BUILDING,
+    ("volume", "update"): "skep has no cluster volumes",
+}
+"""What Docker has and skep has not, and what to do instead."""
 
 OTHER = {"cluster": "A cluster on this machine, for trying, developing and testing"}
 
@@ -98,14 +212,13 @@ ALIASES = {
     ("node", "remove"): "rm",
     ("service", "list"): "ls",
     ("service", "remove"): "rm",
-    ("system", "info"): "info",
-    ("system", "events"): "events",
-    ("container", "ls"): "ps",
-    ("container", "list"): "ps",
-    ("container", "ps"): "ps",
-    ("container", "logs"): "logs",
-    ("container", "exec"): "exec",
-    ("container", "inspect"): "inspect",
+    ("container", "list"): "ls",
+    ("container", "ps"): "ls",
+    ("container", "remove"): "rm",
+    ("image", "list"): "ls",
+    ("image", "remove"): "rm",
+    ("volume", "list"): "ls",
+    ("volume", "remove"): "rm",
 }
 
 GLOBAL = Command(
@@ -206,10 +319,16 @@ def find(words: list[str], shell: Shell) -> tuple[Command | None, list[str]]:
     from importlib import import_module
 
     noun, verb = words[0], words[1] if len(words) > 1 else ""
-    if (noun, verb) in ALIASES and noun not in GROUPS:
-        noun, words = ALIASES[noun, verb], words[1:]
     if noun in SINGLE:
         return import_module(SINGLE[noun][0]).COMMANDS[noun], words[1:]
+    whole = COMMON.get(noun) or FURTHER.get(noun)
+    if whole:
+        command: Command = import_module(_place(whole)[0]).COMMANDS[whole]
+        return command.called(noun), words[1:]
+    if noun in REFUSED or (noun, verb) in REFUSED_OF:
+        from skep.cli.shell import Failed
+
+        raise Failed(REFUSED.get(noun) or REFUSED_OF[noun, verb])
     if noun not in GROUPS:
         raise Usage(f"skep: unknown command: skep {noun}\n\nRun 'skep --help' for more information", code=1)
     summary, commands = GROUPS[noun]
@@ -227,6 +346,12 @@ def find(words: list[str], shell: Shell) -> tuple[Command | None, list[str]]:
     return import_module(commands[verb][0]).COMMANDS[f"{noun} {verb}"], words[2:]
 
 
+def _place(whole: str) -> tuple[str, str]:
+    """Module and summary of a command by its full name."""
+    noun, _, verb = whole.partition(" ")
+    return GROUPS[noun][1][verb] if verb else SINGLE[noun]
+
+
 def _misused(shell: Shell, error: Usage) -> int:
     command = error.command
     if command is None:
@@ -238,17 +363,20 @@ def _misused(shell: Shell, error: Usage) -> int:
     return error.code
 
 
-def _listed(commands: dict[str, str]) -> str:
+def _listed(commands: dict[str, str], sort: bool = True) -> str:
     edge = max(11, *(len(name) for name in commands)) + 1
-    return "".join(f"  {name.ljust(edge)}{summary}\n" for name, summary in sorted(commands.items()))
+    return "".join(f"  {name.ljust(edge)}{summary}\n" for name, summary in (sorted(commands.items()) if sort else commands.items()))
 
 
 def _overview() -> str:
     groups = {name: text for name, (text, _) in GROUPS.items()}
     swarm = {name: groups.pop(name) for name in sorted(OF_SWARM) if name in groups}
+    common = {name: _place(whole)[1] for name, whole in COMMON.items()}
+    further = {name: _place(whole)[1] for name, whole in FURTHER.items()}
     return (
-        f"Usage:  skep {GLOBAL.usage}\n\n{GLOBAL.summary}\n\nCommands:\n{_listed({name: text for name, (_, text) in SINGLE.items()})}"
+        f"Usage:  skep {GLOBAL.usage}\n\n{GLOBAL.summary}\n\nCommon Commands:\n{_listed(common, sort=False)}"
         f"\nManagement Commands:\n{_listed(groups)}\nSwarm Commands:\n{_listed(swarm)}\nOn one machine:\n{_listed(OTHER)}"
+        f"\nCommands:\n{_listed(further)}"
         f"\nGlobal Options:\n{flag_usages(GLOBAL.flags, 79)}\nRun 'skep COMMAND --help' for more information on a command.\n"
     )
 

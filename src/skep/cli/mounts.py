@@ -18,6 +18,8 @@ def mount(text: str) -> dict[str, Any]:
     for field in fields_of(text):
         _mount_field(found, field)
     _check_mount(found)
+    if "VolumeOptions" in found:
+        found["VolumeOptions"].setdefault("DriverConfig", {})
     return found
 
 

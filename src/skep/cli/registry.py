@@ -54,6 +54,23 @@ def _architecture(name: str) -> str:
     return "" if name.lower() == "arm" else name
 
 
+def config_path(shell: Shell) -> str:
+    folder = shell.environ.get("DOCKER_CONFIG") or shell.environ.get("HOME", "") + "/.docker"
+    return f"{folder}/config.json"
+
+
+def kept(shell: Shell) -> dict[str, Any]:
+    """Docker's own config.json; {} where there is none that can be read."""
+    import json
+
+    try:
+        with open(config_path(shell)) as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def credentials(shell: Shell, image: str) -> str:
     """What `docker login` has kept for the image's registry, as X-Registry-Auth wants it; "" when there is nothing."""
     import base64
@@ -62,18 +79,13 @@ def credentials(shell: Shell, image: str) -> str:
     domain = image.partition("/")[0] if "/" in image else ""
     if not domain or not ("." in domain or ":" in domain or domain == "localhost"):
         domain = "https://index.docker.io/v1/"
-    folder = shell.environ.get("DOCKER_CONFIG") or shell.environ.get("HOME", "") + "/.docker"
-    try:
-        with open(f"{folder}/config.json") as file:
-            kept = json.load(file)
-    except (OSError, ValueError):
-        return ""
-    helper = (kept.get("credHelpers") or {}).get(domain) or kept.get("credsStore")
+    found_here = kept(shell)
+    helper = (found_here.get("credHelpers") or {}).get(domain) or found_here.get("credsStore")
     found: dict[str, str] = {}
     if helper:
         found = _ask_helper(helper, domain)
     else:
-        entry = (kept.get("auths") or {}).get(domain) or {}
+        entry = (found_here.get("auths") or {}).get(domain) or {}
         if entry.get("auth"):
             user, _, password = base64.b64decode(entry["auth"]).decode(errors="replace").partition(":")
             found = {"username": user, "password": password.rstrip("\0")}

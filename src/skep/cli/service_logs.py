@@ -35,8 +35,14 @@ def frames(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def write(shell: Shell, stream: int, data: bytes) -> None:
+    """Bytes go out as they came: they may be anything, and a letter may be cut in two."""
     out = shell.err if stream == 2 else shell.out
-    out.write(data.decode(errors="replace"))
+    raw = getattr(out, "buffer", None)
+    if raw is None:
+        out.write(data.decode(errors="replace"))
+    else:
+        out.flush()
+        raw.write(data)
     out.flush()
 
 

@@ -108,3 +108,49 @@ def for_each(shell: Shell, names: list[str], act: Callable[[str], None]) -> int:
     for text in failed:
         shell.warn(text)
     return 1 if failed else 0
+
+
+def confirmed(shell: Shell, warning: str) -> bool:
+    shell.print(f"{warning}\nAre you sure you want to continue? [y/N] ", end="")
+    shell.out.flush()
+    return shell.input.readline().strip().lower() == "y"
+
+
+def side_by_side(shell: Shell, names: list[str], make: Callable[[str], Call], forgiven: Callable[[Exception], bool] | None = None) -> int:
+    """One call for each name, all at the same time (stopping ten containers takes as long as one); names in their order, then what
+    failed. What is `forgiven` is told and no failure.
+    """
+    from skep.errors import SkepError
+
+    results: list[Exception | None] = [None] * len(names)
+
+    def act(n: int) -> None:
+        from skep.client.unix import Engine
+
+        engine = Engine(shell.address)
+        try:
+            engine.call(make(names[n]))
+        except (SkepError, OSError) as error:
+            results[n] = error
+        finally:
+            engine.close()
+
+    if len(names) == 1:
+        act(0)
+    else:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(50) as pool:
+            list(pool.map(act, range(len(names))))
+    failed = []
+    for name, error in zip(names, results, strict=True):
+        if error is None:
+            shell.print(name)
+        elif forgiven is not None and forgiven(error):
+            shell.warn(message_of(error))
+        else:
+            failed.append(message_of(error))
+    if failed:
+        shell.out.flush()
+        raise Failed("\n".join(failed))
+    return 0

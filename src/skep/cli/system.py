@@ -286,8 +286,8 @@ def event_line(event: dict[str, Any]) -> str:
 
 
 COMMANDS = {
-    "info": Command(
-        "info",
+    "system info": Command(
+        "system info",
         "[OPTIONS]",
         "Display system-wide information",
         info,
@@ -301,8 +301,8 @@ COMMANDS = {
         version,
         (Flag("format", "string", FORMAT_INSPECT, "f"),),
     ),
-    "events": Command(
-        "events",
+    "system events": Command(
+        "system events",
         "[OPTIONS]",
         "Get real time events from the server",
         events,

@@ -134,6 +134,15 @@ def human_size(size: float) -> str:
     return f"{size:.4g}{units[0]}"
 
 
+def decimal_size(size: float, digits: int = 3) -> str:
+    """`12.3MB`."""
+    units = ["B", "kB", "MB", "GB", "TB", "PB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:.{digits}g}{units[0]}"
+
+
 def parse_cpus(text: str) -> int:
     """`0.5` -> nano CPUs. Raises Bad."""
     found = re.fullmatch(r"([+-]?)(\d*)(?:\.(\d*))?(?:[eE]([+-]?\d{1,2}))?", text)

@@ -23,9 +23,11 @@ def quote(text: str, safe: str = "") -> str:
 
 
 class Call:
-    """One request. `body` is JSON unless it is bytes; `query` values of None are left out."""
+    """One request. `body` is JSON unless it is bytes or an iterator of bytes; `query` values of None are left out, `lists` are keys that
+    are there several times.
+    """
 
-    __slots__ = ("body", "headers", "method", "path", "query")
+    __slots__ = ("body", "headers", "lists", "method", "path", "query")
 
     def __init__(
         self,
@@ -39,14 +41,17 @@ class Call:
         self.path = path
         self.query = {key: _text(value) for key, value in (query or {}).items() if value is not None}
         self.body = body
+        self.lists: dict[str, list[str]] = {}
         self.headers = dict(headers or {})
 
     @property
     def target(self) -> str:
         """Path and query as they stand in the request line."""
-        if not self.query:
+        pairs = [*self.query.items(), *((key, value) for key, values in self.lists.items() for value in values)]
+        if not pairs:
             return self.path
-        return self.path + "?" + "&".join(f"{quote(key)}={quote(value)}" for key, value in sorted(self.query.items()))
+        pairs.sort(key=lambda pair: pair[0])
+        return self.path + "?" + "&".join(f"{quote(key)}={quote(value)}" for key, value in pairs)
 
     def __repr__(self) -> str:
         return f"Call({self.method} {self.target})"
@@ -56,7 +61,7 @@ def _text(value: str | int | bool) -> str:
     return ("true" if value else "false") if isinstance(value, bool) else str(value)
 
 
-def _filters(filters: Filters | None) -> str | None:
+def filters_of(filters: Filters | None) -> str | None:
     """`{"label":{"a=b":true}}`, as Go's clients send it; None when there are none."""
     import json
 
@@ -64,7 +69,7 @@ def _filters(filters: Filters | None) -> str | None:
     return json.dumps({key: values for key, values in chosen.items() if values}, separators=(",", ":")) if any(chosen.values()) else None
 
 
-def _auth(auth: str | None) -> dict[str, str]:
+def auth_of(auth: str | None) -> dict[str, str]:
     """base64url JSON; `{}` stands for no credentials."""
     return {} if auth is None else {"X-Registry-Auth": auth or "e30="}
 
@@ -85,7 +90,7 @@ def ping() -> Call:
 
 
 def events(since: str = "", until: str = "", filters: Filters | None = None) -> Call:
-    return Call("GET", "/events", {"since": since or None, "until": until or None, "filters": _filters(filters)})
+    return Call("GET", "/events", {"since": since or None, "until": until or None, "filters": filters_of(filters)})
 
 
 # swarm
@@ -131,7 +136,7 @@ def swarm_unlock(key: str) -> Call:
 
 
 def node_list(filters: Filters | None = None) -> Call:
-    return Call("GET", "/nodes", {"filters": _filters(filters)})
+    return Call("GET", "/nodes", {"filters": filters_of(filters)})
 
 
 def node_inspect(node: str) -> Call:
@@ -150,7 +155,7 @@ def node_remove(node: str, force: bool = False) -> Call:
 
 
 def service_list(filters: Filters | None = None, status: bool = False) -> Call:
-    return Call("GET", "/services", {"filters": _filters(filters), "status": True if status else None})
+    return Call("GET", "/services", {"filters": filters_of(filters), "status": True if status else None})
 
 
 def service_inspect(service: str, defaults: bool = False) -> Call:
@@ -158,14 +163,14 @@ def service_inspect(service: str, defaults: bool = False) -> Call:
 
 
 def service_create(spec: Mapping[str, Any], auth: str | None = None) -> Call:
-    return Call("POST", "/services/create", body=spec, headers=_auth(auth))
+    return Call("POST", "/services/create", body=spec, headers=auth_of(auth))
 
 
 def service_update(
     id: str, version: int, spec: Mapping[str, Any], *, auth: str | None = None, auth_from: str = "", rollback: str = ""
 ) -> Call:
     query = {"version": version, "registryAuthFrom": auth_from or None, "rollback": rollback or None}
-    return Call("POST", f"/services/{quote(id)}/update", query, spec, _auth(auth))
+    return Call("POST", f"/services/{quote(id)}/update", query, spec, auth_of(auth))
 
 
 def service_remove(service: str) -> Call:
@@ -173,7 +178,7 @@ def service_remove(service: str) -> Call:
 
 
 def task_list(filters: Filters | None = None) -> Call:
-    return Call("GET", "/tasks", {"filters": _filters(filters)})
+    return Call("GET", "/tasks", {"filters": filters_of(filters)})
 
 
 def task_inspect(task: str) -> Call:
@@ -213,7 +218,7 @@ def network_inspect(network: str, scope: str = "", verbose: bool = False) -> Cal
 
 
 def network_list(filters: Filters | None = None) -> Call:
-    return Call("GET", "/networks", {"filters": _filters(filters)})
+    return Call("GET", "/networks", {"filters": filters_of(filters)})
 
 
 def network_create(request: Mapping[str, Any]) -> Call:
@@ -225,7 +230,7 @@ def network_remove(network: str) -> Call:
 
 
 def network_prune(filters: Filters | None = None) -> Call:
-    return Call("POST", "/networks/prune", {"filters": _filters(filters)})
+    return Call("POST", "/networks/prune", {"filters": filters_of(filters)})
 
 
 def network_check(network: str, repair: bool) -> Call:
@@ -243,15 +248,15 @@ def network_disconnect(network: str, container: str, force: bool) -> Call:
 
 
 def secret_list(filters: Filters | None = None) -> Call:
-    return Call("GET", "/secrets", {"filters": _filters(filters)})
+    return Call("GET", "/secrets", {"filters": filters_of(filters)})
 
 
 def config_list(filters: Filters | None = None) -> Call:
-    return Call("GET", "/configs", {"filters": _filters(filters)})
+    return Call("GET", "/configs", {"filters": filters_of(filters)})
 
 
 def distribution(image: str, auth: str | None = None) -> Call:
-    return Call("GET", f"/distribution/{quote(image, '/:@')}/json", headers=_auth(auth))
+    return Call("GET", f"/distribution/{quote(image, '/:@')}/json", headers=auth_of(auth))
 
 
 # containers of the node
@@ -262,7 +267,7 @@ def container_list(filters: Filters | None = None, *, all: bool = False, limit: 
         "all": "1" if all else None,
         "limit": limit if limit > 0 else None,
         "size": "1" if size else None,
-        "filters": _filters(filters),
+        "filters": filters_of(filters),
     }
     return Call("GET", "/containers/json", query)
 
