@@ -17,6 +17,7 @@ from skep.manager.control import Control, LogOptions, bootstrap_cluster
 from skep.manager.control_validate import image_reference
 from skep.model.cluster import Cluster, RootCA
 from skep.model.enums import NodeState, TaskState, UpdateState
+from skep.model.labels import NAMED
 from skep.model.network import Network
 from skep.model.node import Certificate, Node, NodeDescription, NodeStatus
 from skep.model.service import Endpoint, Service, UpdateStatus
@@ -217,7 +218,11 @@ REFUSED: list[tuple[str, int, str]] = [
         501,
         "skep does not keep secrets yet: take them out of the service",
     ),
-    ('{"Labels":{"skep.ingres":"1"}}', 400, IN + 'skep knows no label "skep.ingres": the known ones are skep.devices, skep.drain, skep.mesh.local and skep.privileged'),
+    (
+        '{"Labels":{"skep.ingres":"1"}}',
+        400,
+        IN + f'skep knows no label "skep.ingres": the known ones are {NAMED}',
+    ),
     ('{"TaskTemplate":{"Networks":[{"Target":"nowhere"}]}}', 404, "network nowhere not found"),
     (
         '{"TaskTemplate":{"Networks":[{"Target":"ingress"}]}}',
