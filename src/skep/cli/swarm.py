@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from skep.cli.flags import Values
     from skep.cli.shell import Shell
 
+ALLOW_PRIVILEGED = "skep.allow.privileged"
 AVAILABILITIES = ("active", "pause", "drain")
 
 
@@ -84,6 +85,10 @@ def merge(spec: dict[str, Any], values: Values) -> None:
     ):
         if values.given(flag):
             spec[group] = {**(spec.get(group) or {}), field: values[flag]}
+    if values.given("allow-privileged"):
+        labels = {key: value for key, value in (spec.get("Labels") or {}).items() if key != ALLOW_PRIVILEGED}
+        allowed = {ALLOW_PRIVILEGED: values["allow-privileged"]} if values["allow-privileged"] else {}
+        spec["Labels"] = {**labels, **allowed}
 
 
 def print_join_command(shell: Shell, node_id: str, *, worker: bool = False, manager: bool = False) -> None:
@@ -363,7 +368,17 @@ COMMANDS = {
         "[OPTIONS]",
         "Update the swarm",
         update,
-        (Flag("autolock", "bool", "Change manager autolocking setting (true|false)"), *SPEC),
+        (
+            Flag("autolock", "bool", "Change manager autolocking setting (true|false)"),
+            Flag(
+                "allow-privileged",
+                "string",
+                "Services whose labels skep.privileged and skep.devices are obeyed: names, or patterns such as agent-*, with commas"
+                ' between ("": none)',
+                own=True,
+            ),
+            *SPEC,
+        ),
     ),
     "swarm unlock": Command("swarm unlock", "", "Unlock swarm", unlock),
     "swarm unlock-key": Command(
