@@ -403,3 +403,11 @@ def test_a_kept_connection_that_died_is_made_anew(tmp_path: Path) -> None:
     done()
     assert out.getvalue() == "h\n"
     assert len(sent) == 2
+
+
+def test_the_list_of_services_that_may_be_privileged(tmp_path: Path) -> None:
+    with FakeEngine(tmp_path / "e.sock") as engine:
+        assert run(engine, "swarm", "update", "--allow-privileged", "agent-*,web") == (0, "Swarm updated.\n", "")
+        assert engine.requests[-1]["body"]["Labels"] == {"skep.allow.privileged": "agent-*,web"}
+        run(engine, "swarm", "update", "--allow-privileged", "")
+        assert engine.requests[-1]["body"]["Labels"] == {}

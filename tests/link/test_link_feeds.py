@@ -16,10 +16,12 @@ from skep.manager import feeds as feeds_module
 from skep.manager.feeds import Feed, Feeds
 from skep.manager.session import Readers, Session
 from skep.model.assignment import Item, PeerItem, TaskItem
+from skep.model.cluster import Cluster
 from skep.model.enums import TaskState
 from skep.model.network import Network
 from skep.model.node import Node
 from skep.model.service import Service
+from skep.model.spec import ClusterSpec
 from skep.model.task import Attachment, ContainerStatus, Task
 from skep.plan.assignment import items
 from skep.plan.ops import Change, Create, Delete, Op
@@ -74,7 +76,11 @@ class Reader:
 
 
 def change(store: MemoryStore, draw: Any) -> list[Op]:
-    kind = draw(st.sampled_from(["node", "task", "task", "task", "service", "network"]))
+    kind = draw(st.sampled_from(["node", "task", "task", "task", "service", "network", "cluster"]))
+    if kind == "cluster":
+        allowed = ClusterSpec(labels=draw(st.sampled_from([{}, {"skep.allow.privileged": "web"}, {"skep.allow.privileged": "*"}])))
+        known_cluster = store.get(Cluster, "c")
+        return [Change(Cluster, "c", {"spec": allowed}, "") if known_cluster is not None else Create(Cluster(id="c", spec=allowed), "")]
     if kind == "node":
         id = draw(st.sampled_from(NODES))
         here = store.get(Node, id)
@@ -98,7 +104,7 @@ def change(store: MemoryStore, draw: Any) -> list[Op]:
         if known is not None and draw(st.integers(0, 3)) == 0:
             return [Delete(Service, id, "")]
         there_too = {name: draw(st.sampled_from([(), ("alias",), (id, "a", "b")])) for name in draw(st.sets(st.sampled_from(NETWORKS)))}
-        labels = draw(st.sampled_from([{}, {"v": "1"}, {"v": "2"}, {"skep.mesh.local": "true"}]))
+        labels = draw(st.sampled_from([{}, {"v": "1"}, {"v": "2"}, {"skep.mesh.local": "true"}, {"skep.privileged": "true"}]))
         mode = draw(st.sampled_from(["vip", "dnsrr"]))
         new = service(id, *draw(st.sampled_from([(), (80,), (80, 81)])), labels=labels, networks=there_too, mode=mode)
         if known is None:
@@ -166,6 +172,29 @@ def test_feeds_loaded_from_the_store_equal_feeds_that_followed_it(data: st.DataO
         one, other = Session("s", id).assignments(loaded, {}), Session("s", id).assignments(followed, {})
         assert one is not None and other is not None
         assert {item.key: item for item in one.set} == {item.key: item for item in other.set}
+
+
+def test_nodes_hear_what_the_cluster_allows_of_their_services() -> None:
+    store = MemoryStore(MemoryBackend(), StillClock())
+    watch = store.watch()
+    placed = status(TaskState.RUNNING)
+    made = [ready("n1", 1), service("web", labels={"skep.privileged": "true"}), service("db"), Cluster(id="c", spec=ClusterSpec())]
+    tasks = [Task(id=f"t-{name}", service_id=name, node_id="n1", status=placed) for name in ("web", "db")]
+    store.apply([Create(object, "") for object in (*made, *tasks)])
+    store.flush()
+    feeds = Feeds(store)
+    watch.take()
+    refused = feeds.task("t-web", "n1")
+    assert isinstance(refused, TaskItem) and refused.refused.startswith("service web may not be privileged")
+    for labels, sentence in (({"skep.allow.privileged": "web"}, ""), ({}, refused.refused)):
+        store.apply([Change(Cluster, "c", {"spec": ClusterSpec(labels=labels)}, "")])
+        store.flush()
+        assert feeds.change(watch.take())
+        assert feeds.changed_nodes == {"n1": {"t-web"}}
+        feeds.settle()
+        now = feeds.task("t-web", "n1")
+        assert isinstance(now, TaskItem) and now.refused == sentence
+        assert now == items(store, "n1")["task/t-web"]
 
 
 def test_a_reader_that_is_too_far_behind_gets_everything() -> None:

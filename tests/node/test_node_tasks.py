@@ -8,11 +8,12 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from skep.clock import SECOND
 from skep.engine.base import Container, Image, ImageConfig
-from skep.errors import Conflict, Invalid, NotFound, SkepError
+from skep.errors import Conflict, Forbidden, Invalid, NotFound, SkepError
 from skep.model import spec as s
 from skep.model.assignment import TaskItem
 from skep.model.task import Attachment, Task
@@ -166,6 +167,56 @@ def test_volumes_of_a_task(tmp_path: Path) -> None:
         await w.runtime.shutdown(item(mounts=mounts))
         await w.runtime.remove("tid")
         assert [v.name for v in volumes.all()] == ["keep"]
+
+    play(story)
+
+
+def test_what_inspect_shows_of_a_task(tmp_path: Path) -> None:
+    """What was asked for, under the names of `docker run`, kept with the container; the host's own limits are said."""
+
+    async def story(w: World) -> None:
+        volumes = Volumes(tmp_path / "volumes", w.clock, random.Random(5), containers=w.engine.all)
+        w.engine.images_.remote[REFERENCE] = image(env=("A=image", "B=image"), exposed_ports=("80/tcp",))
+        w.engine.facts["rlimits"] = {"RLIMIT_NOFILE": 100}
+        w.runtime = TaskRuntime(w.engine, w.datapath, NodeFacts(hostname="h"), w.clock, random.Random(1), volumes=volumes)
+        volume = s.Mount(type="volume", source="v{{.Task.Slot}}", target="/v", read_only=True)
+        bind = s.Mount(type="bind", source=str(tmp_path), target="/b/", bind_options=s.BindOptions(propagation="rslave"))
+        given = item(
+            attachments=INGRESS,
+            endpoint=HOST_PORT,
+            mounts=(volume, bind),
+            env=("A={{.Service.Name}}",),
+            hosts=("1.2.3.4 db cache",),
+            sysctls={"net.core.somaxconn": "9", "kernel.msgmax": "1"},
+            dns_config=s.DNSConfig(nameservers=("1.1.1.1",)),
+            ulimits=(s.Ulimit(name="nofile", soft=5, hard=500),),
+            privileges=s.Privileges(no_new_privileges=True, seccomp=s.SeccompOpts(mode="unconfined")),
+            stop_grace_period=3 * SECOND,
+        )
+        await w.runtime.prepare(given)
+        shown = Containers(w.engine, w.runtime.health).describe(w.only()).asked
+        assert shown is not None
+        host, config = shown.host, shown.config
+        assert host.mounts == (msgspec.structs.replace(volume, source="v1"), bind)
+        assert (host.extra_hosts, host.dns, host.sysctls["net.core.somaxconn"]) == (("db:1.2.3.4", "cache:1.2.3.4"), ("1.1.1.1",), "9")
+        assert host.security_opt == ("no-new-privileges=true", "seccomp=unconfined")
+        assert [b.host_port for b in host.port_bindings["80/tcp"]] == ["8080"]
+        assert (config.env, config.cmd, config.stop_timeout) == (("A=web", "B=image"), ("serve",), 3)
+        points = {point.target: point for point in shown.points}
+        assert (points["/v"].name, points["/v"].read_write, points["/b"].propagation) == ("v1", False, "rslave")
+        assert (points["/v"].source, points["/b"].source) == (volumes.mountpoint(volumes.get("v1")), str(tmp_path))
+        status = w.runtime.status("tid")
+        assert status is not None and status.message == "ulimit nofile is 100 instead of 500: this host allows no more"
+
+    play(story)
+
+
+def test_what_the_cluster_does_not_allow_is_not_prepared() -> None:
+    async def story(w: World) -> None:
+        given = item()
+        with pytest.raises(Forbidden, match="service web may not be privileged"):
+            await w.runtime.prepare(msgspec.structs.replace(given, refused="service web may not be privileged"))
+        assert not w.engine.all() and not w.engine.images_.pulls
 
     play(story)
 

@@ -767,3 +767,28 @@ def test_logs_come_from_the_broker(control: Control) -> None:
     assert asyncio.run(read(with_broker)) == [b"s"]
     with pytest.raises(NotImplementedHere):
         asyncio.run(read(control))
+
+
+def test_what_makes_root_of_a_node_is_the_clusters_to_allow(control: Control) -> None:
+    def allow(patterns: str) -> None:
+        cluster = control.cluster()
+        labels = {"skep.allow.privileged": patterns} if patterns else {}
+        asyncio.run(control.update_cluster(cluster.version, msgspec.structs.replace(cluster.spec, labels=labels)))
+
+    refused = "rpc error: code = PermissionDenied desc = service web may not be privileged (label skep.privileged): allow it with"
+    wanted = spec('{"Labels":{"skep.privileged":"true"}}')
+    with pytest.raises(SkepError) as caught:
+        create(control, wanted)
+    assert caught.value.message.startswith(refused) and caught.value.status == 403
+    allow("w*")
+    create(control, wanted)
+    update(control, spec())
+    allow("")
+    for attempt in ({}, {"rollback": "previous"}):
+        with pytest.raises(SkepError) as caught:
+            update(control, wanted, **attempt)
+        assert caught.value.message.startswith(refused)
+    assert "skep.privileged" not in control.service("web").spec.labels
+    with pytest.raises(Invalid, match="skep knows no label"):
+        cluster = control.cluster()
+        asyncio.run(control.update_cluster(cluster.version, msgspec.structs.replace(cluster.spec, labels={"skep.allowed": "x"})))

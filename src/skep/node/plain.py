@@ -23,7 +23,7 @@ from skep.node.base import Attachments, LocalNetworks
 from skep.node.container import NodeFacts
 from skep.node.health import Health, probe_of
 from skep.node.naming import random_name
-from skep.node.plain_check import check, check_name, check_resources, check_restart, container_of, limits_of, signal_number, with_tag
+from skep.node.plain_check import check, check_name, check_resources, check_restart, container_of, limits_of, with_tag
 from skep.node.plain_config import (
     Config,
     CreateRequest,
@@ -41,6 +41,7 @@ from skep.node.plain_place import Placed, Places
 from skep.node.plain_spec import build, merged, normal
 from skep.node.restart import again
 from skep.node.volumes import Volumes
+from skep.plan.container import signal_number
 
 
 class Plain(Ends):

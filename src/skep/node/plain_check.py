@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import signal
 
 from skep.clock import MILLISECOND
 from skep.engine.base import Limits
@@ -13,6 +12,7 @@ from skep.errors import Invalid, NotImplementedHere, SkepError
 from skep.model.spec import Driver, Healthcheck
 from skep.node.container import log_options
 from skep.node.plain_config import Config, HostConfig, Resources, RestartPolicy
+from skep.plan.container import signal_number
 
 SMALLEST_MEMORY = 6 << 20
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", re.ASCII)
@@ -319,20 +319,3 @@ def with_tag(reference: str) -> str:
     if "@" in reference or reference.startswith("sha256:") or ":" in reference.rpartition("/")[2]:
         return reference
     return f"{reference}:latest"
-
-
-def signal_number(text: str) -> int:
-    """`SIGTERM`, `term`, `15`, `RTMIN+3`. Raises Invalid."""
-    plain = text.upper().removeprefix("SIG")
-    if plain.isascii() and plain.isdigit() and 0 < int(plain) < 65:
-        return int(plain)
-    base, sign, offset = plain, "", ""
-    for mark in "+-":
-        if mark in plain:
-            base, sign, offset = plain.partition(mark)[0], mark, plain.partition(mark)[2]
-    found = signal.Signals.__members__.get(f"SIG{base}")
-    if found is not None and (not sign or (base in ("RTMIN", "RTMAX") and offset.isascii() and offset.isdigit())):
-        number = int(found) + (int(offset) if sign == "+" else -int(offset) if sign == "-" else 0)
-        if 0 < number < 65:
-            return number
-    raise Invalid(f"Invalid signal: {text}")

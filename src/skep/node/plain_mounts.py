@@ -14,13 +14,13 @@ from collections.abc import Callable
 import msgspec
 
 from skep.engine.base import Container, Mount
-from skep.errors import Invalid, NotFound, NotImplementedHere, SkepError
+from skep.errors import Invalid, NotFound, SkepError
 from skep.model.spec import Mount as MountSpec
 from skep.model.spec import TmpfsOptions
 from skep.node.plain_config import Config, HostConfig, Point, record_of
 from skep.node.volumes import Volumes
+from skep.plan.container import PROPAGATIONS, check_mount
 
-PROPAGATIONS = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
 _IGNORED = ("cached", "delegated", "consistent", "z", "Z")
 """Consistency is Docker Desktop's affair; relabelling is for SELinux, which Docker also does nothing for where it is off."""
 
@@ -98,29 +98,9 @@ def anonymous(target: str) -> Wish:
 
 def parse_mount(asked: MountSpec) -> Wish:
     """`--mount`."""
-
-    def wrong(text: str) -> Invalid:
-        return Invalid(f'invalid mount config for type "{asked.type}": {text}')
-
-    if asked.type not in ("bind", "volume", "tmpfs"):
-        if asked.type in ("image", "cluster"):
-            raise NotImplementedHere(f"mount {asked.target}: skep has no mounts of type {asked.type}, use bind, volume or tmpfs")
-        raise Invalid(f'mount type unknown: "{asked.type}"' if asked.type != "npipe" else wrong("npipe is for Windows containers").text)
-    if not asked.target:
-        raise wrong("field Target must not be empty")
-    if not asked.target.startswith("/"):
-        raise wrong(f"invalid mount path: '{asked.target}' mount path must be absolute")
-    target = posixpath.normpath(asked.target)
-    if target == "/":
-        raise wrong("invalid specification: destination can't be '/'")
-    others = {"bind": asked.bind_options, "volume": asked.volume_options, "tmpfs": asked.tmpfs_options}
-    for kind, options in others.items():
-        if options is not None and kind != asked.type:
-            raise wrong(f"exactly one of bind, volume or tmpfs options fits: {kind.capitalize()}Options must not be specified")
+    target = check_mount(asked)
     point = Point(type=asked.type, target=target, read_write=not asked.read_only)
     if asked.type == "tmpfs":
-        if asked.source:
-            raise wrong("field Source must not be specified")
         return Wish(point=point, options=tuple(tmpfs_options(asked.tmpfs_options or TmpfsOptions())))
     if asked.type == "volume":
         wanted = asked.volume_options
@@ -133,20 +113,12 @@ def parse_mount(asked: MountSpec) -> Wish:
             driver_options=dict((driver.options if driver is not None else None) or {}),
             labels=dict((wanted.labels if wanted is not None else None) or {}),
         )
-    if not asked.source:
-        raise wrong("field Source must not be empty")
-    if not asked.source.startswith("/"):
-        raise wrong(f"invalid mount path: '{asked.source}' mount path must be absolute")
     bind = asked.bind_options
     make = bind is not None and bind.create_mountpoint
     if not make and not os.path.lexists(asked.source):
-        raise wrong(f"bind source path does not exist: {asked.source}")
+        raise Invalid(f'invalid mount config for type "bind": bind source path does not exist: {asked.source}')
     propagation = (bind.propagation if bind is not None else "") or "rprivate"
-    if propagation not in PROPAGATIONS:
-        raise wrong(f"invalid propagation mode: {propagation}")
     force = bind is not None and bind.read_only_force_recursive
-    if force and not (asked.read_only and propagation == "rprivate"):
-        raise wrong('mount source must be read-only and its propagation "rprivate" with ReadOnlyForceRecursive')
     point = msgspec.structs.replace(point, source=posixpath.normpath(asked.source), propagation=propagation, make_source=make)
     recursive = bind is None or not bind.non_recursive
     writable_below = bind is not None and bind.read_only_non_recursive

@@ -114,7 +114,8 @@ class TaskRuntime:
         spec = expanded(item, self.facts)
         refuse_unsupported(item, spec)
         wanted = [parse_mount(mount) for mount in spec.mounts or ()]
-        await asyncio.to_thread(make_sources, tuple(wish.point for wish in wanted))
+        if bound := tuple(wish.point for wish in wanted if wish.point.type == "bind"):
+            await asyncio.to_thread(make_sources, bound)
         image = await self._image(spec.image, item.registry_auth)
         probe_of(spec.healthcheck, image.config.healthcheck)
         id = new_hex(self._rng)

@@ -143,6 +143,8 @@ class FakeEngine(FakeContents):
         self.images_: FakeImages = FakeImages(clock)
         self.fail: dict[str, SkepError] = {}
         self.delay: dict[str, int] = {}
+        self.facts: dict[str, Any] = {}
+        """More of `describe`."""
         self.ignores: set[str] = set()
         self.probe: Callable[[Container, tuple[str, ...]], Answer] = lambda container, args: (0, b"", 0)
         self.lines: dict[str, list[LogRecord]] = {}
@@ -159,7 +161,8 @@ class FakeEngine(FakeContents):
         return self.images_
 
     def describe(self) -> Mapping[str, Any]:
-        return {"runtime": "fake", "storage_driver": "memory", "cgroup_driver": "none", "cgroup_version": "2", "security_options": []}
+        of_all = {"runtime": "fake", "storage_driver": "memory", "cgroup_driver": "none", "cgroup_version": "2", "security_options": []}
+        return {**of_all, **self.facts}
 
     async def start_up(self) -> None:
         return None

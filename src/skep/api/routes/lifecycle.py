@@ -17,8 +17,8 @@ from skep.engine.base import Container
 from skep.errors import Conflict, NotImplementedHere
 from skep.node.containers import task_of
 from skep.node.plain import Plain
-from skep.node.plain_check import signal_number
 from skep.node.plain_config import CreateRequest, UpdateRequest, record_of
+from skep.plan.container import signal_number
 
 ROUTES = Routes()
 NOT_HERE = "the host socket shows the nodes of a one-machine cluster: run containers through a node's own socket"
