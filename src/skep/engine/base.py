@@ -193,11 +193,15 @@ class ContainerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What the caller wants to find again after a restart (opaque to the engine, stored with the container)."""
 
 
+UNSEEN = 255
+"""The exit code that stands for one that nobody saw, as in Docker: not 0, which would be success."""
+
+
 class Exit(msgspec.Struct, frozen=True, kw_only=True):
     code: int
     at: int
     known: bool = True
-    """False: ended while nobody watched; `code` is then 0 and means nothing."""
+    """False: ended while nobody watched, or never started; `code` means nothing then and is UNSEEN if it ran."""
     oom: bool = False
     error: str = ""
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from skep.clock import Clock
-from skep.engine.base import Exit
+from skep.engine.base import UNSEEN, Exit
 from skep.engine.oci import bundle, conmon, kernel
 from skep.engine.oci.bundle import Folders, Stored
 from skep.errors import SkepError
@@ -98,7 +98,7 @@ def _as_it_is(folders: Folders, stored: Stored, boot: str, now: int) -> Stored:
     if stored.started_at and stored.exit is None:
         if stored.boot == boot:
             return stored
-        lost = Exit(code=0, at=now, known=False, error="the host was started anew; the exit code is not known")
+        lost = Exit(code=UNSEEN, at=now, known=False, error="the host was started anew; the exit code is not known")
         return msgspec.structs.replace(stored, exit=lost)
     # a start may have been under way when we were killed, and got as far as letting it go
     pids = conmon.pids(folders.bundle(id))

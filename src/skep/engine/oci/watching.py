@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 
 from skep.clock import Clock
-from skep.engine.base import Exit
+from skep.engine.base import UNSEEN, Exit
 from skep.engine.oci import conmon
 from skep.engine.oci.bundle import Folders
 from skep.engine.oci.entry import Entry, open_process
@@ -90,7 +90,7 @@ class Watching:
         self._close(entry, "pidfd")
         if entry.running and not self._look(entry):
             error = "ended without its monitor; the exit code is not known"
-            self._ended(entry, Exit(code=0, at=self._clock.now(), known=False, error=error))
+            self._ended(entry, Exit(code=UNSEEN, at=self._clock.now(), known=False, error=error))
 
 
 def size_text(number: int) -> str:
