@@ -99,7 +99,8 @@ class Plain(Ends):
         try:
             with self._volumes.hold(*(point.name for point in points if point.name)):
                 await self._engine.create(build(id, name, image, record, mounts, self.facts))
-        except BaseException:
+        except Exception:
+            # not when we are cancelled: the engine goes on, and the container that comes of it needs them
             await plain_mounts.discard(self._volumes, [point.name for point in points if point.anonymous])
             raise
         return id, warnings_of(host)

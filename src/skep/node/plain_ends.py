@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -50,8 +50,16 @@ class Ends:
         self._group: asyncio.TaskGroup | None = None
         self._queue: asyncio.Queue[tuple[str, str, Exit | None]] | None = None
 
-    def _lock(self, id: str) -> asyncio.Lock:
-        return self._locks.setdefault(id, asyncio.Lock())
+    @asynccontextmanager
+    async def _lock(self, id: str) -> AsyncIterator[None]:
+        """Whoever leaves a container that is gone takes its lock away: those that still wait for it find nothing to change."""
+        lock = self._locks.setdefault(id, asyncio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if self._engine.get(id) is None and not lock.locked() and self._locks.get(id) is lock:
+                del self._locks[id]
 
     def _record(self, container: Container) -> Record:
         record = record_of(container.config)
@@ -269,9 +277,6 @@ class Ends:
             checks.cancel()
         self._health.pop(id, None)
         self._settle(id, None)
-        lock = self._locks.get(id)
-        if lock is not None and not lock.locked():
-            del self._locks[id]
 
     def _settle(self, id: str, ended: Exit | None) -> None:
         for future in self._waiters.pop(id, []):
