@@ -85,6 +85,7 @@ class Unpacked:
         self.old = old
         self.new = new
         self.owners = owners
+        self.links: set[str] = set()
 
     def run(self, blocks: Iterator[bytes]) -> int:
         """Bytes that came. Raises Failed."""
@@ -109,7 +110,7 @@ class Unpacked:
         return stream.size
 
     def _path(self, name: str) -> str:
-        """Where it goes. Raises Failed for what leads outside, also through a link that was unpacked before."""
+        """Where it goes. Raises Failed for what leads outside, and for what goes through a link of the same archive: no honest one does."""
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if self.old not in (".", "/"):
             parts = parts[1:] if parts[:1] == [self.old] else parts
@@ -118,6 +119,10 @@ class Unpacked:
         above = os.path.realpath(os.path.dirname(path)) if parts else self.folder
         if ".." in parts or (above != self.folder and not above.startswith(self.folder.rstrip("/") + "/")):
             raise Failed(f"the archive leads outside of {self.folder}: {name}")
+        parents = path
+        while self.links and len(parents := os.path.dirname(parents)) > len(self.folder):
+            if parents in self.links:
+                raise Failed(f"the archive leads outside of {self.folder}: {name} goes through a link")
         return path
 
     def _unpack(self, tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
@@ -134,6 +139,7 @@ class Unpacked:
             os.unlink(path)
         if member.issym():
             os.symlink(member.linkname, path)
+            self.links.add(path)
         elif member.islnk():
             os.link(self._path(member.linkname), path, follow_symlinks=False)
         elif member.isfifo():

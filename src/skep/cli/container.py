@@ -169,6 +169,11 @@ def execute(shell: Shell, values: Values, words: list[str]) -> int:
         raise Failed(str(error)) from None
     environment += with_values(values["env"], shell.environ)
     detach = values["detach"]
+    keys = values["detach-keys"] or ""
+    if tty and interactive:
+        from skep.cli.attached import chosen_keys
+
+        keys = chosen_keys(shell, keys)
     request = {
         "User": values.get("user", ""),
         "Privileged": values["privileged"],
@@ -177,7 +182,7 @@ def execute(shell: Shell, values: Values, words: list[str]) -> int:
         "AttachStderr": not detach,
         "AttachStdout": not detach,
         "Detach": detach,
-        "DetachKeys": values.get("detach-keys", ""),
+        "DetachKeys": keys,
         "Env": environment or None,
         "WorkingDir": values.get("workdir", ""),
         "Cmd": words[1:],
@@ -190,7 +195,12 @@ def execute(shell: Shell, values: Values, words: list[str]) -> int:
     from skep.cli.hijack import attach
 
     answer = shell.engine.hijack(calls.exec_start(id, tty=tty, size=window(shell) if tty else None))
-    attach(shell, answer, tty=tty, interactive=interactive, resize=lambda rows, columns: calls.exec_resize(id, rows, columns))
+
+    def resize(rows: int, columns: int) -> calls.Call:
+        return calls.exec_resize(id, rows, columns)
+
+    if attach(shell, answer, tty=tty, interactive=interactive, resize=resize, keys=keys):
+        raise Failed("read escape sequence")
     return int(shell.call(calls.exec_inspect(id)).get("ExitCode") or 0)
 
 

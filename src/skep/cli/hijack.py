@@ -14,6 +14,7 @@ from skep.errors import SkepError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any
 
     from skep.cli.shell import Shell
     from skep.client.calls import Call
@@ -114,64 +115,97 @@ def ready_blocks(answer: Answer) -> Iterator[bytes]:
 def _blocks(
     shell: Shell, answer: Answer, interactive: bool, keyboard: Keyboard | None = None, ends: Answer | None = None
 ) -> Iterator[bytes]:
-    """What comes in; on the way the input is sent."""
+    """What comes in; on the way the input is sent, but no more of it than is taken: who waits to send must go on reading."""
     connection = answer.connection
     sock = connection.sock
     if connection.rest:
         yield connection.some()
-    source = _source(shell, sock) if interactive else -1
-    other = ends.connection.sock.fileno() if ends is not None else -1
+    source = Input(shell, keyboard) if interactive else None
+    other = [ends.connection.sock] if ends is not None else []
+    sock.setblocking(False)
     while True:
-        watched = [one for one in (sock.fileno(), source, other) if one >= 0]
-        pending = unread(sock)
-        ready = [sock.fileno()] if pending else select.select(watched, [], [])[0]
-        if sock.fileno() in ready:
-            data = sock.recv(1 << 16)
-            if not data:
+        reading: list[Any] = [sock, *other]
+        if source is not None and source.wanted:
+            reading.append(source.descriptor)
+        writing = [sock] if source is not None and source.pending else []
+        ready, free, _ = ([sock], writing, []) if unread(sock) else select.select(reading, writing, [])
+        if sock in ready:
+            data = _received(sock)
+            if data == b"":
                 return
-            yield data
-        if other in ready:
+            if data:
+                yield data
+        if other and other[0] in ready:
             return
-        if source >= 0 and source in ready:
-            data = os.read(source, 1 << 16)
-            if keyboard is not None:
-                data, detached = keyboard.feed(data) if data else (data, False)
-                if detached:
-                    raise Detached
-                if not data and keyboard.held:
-                    continue
-            if not _pass_on(sock, data):
-                source = -1
-                if ends is not None:
-                    return
+        if source is None:
+            continue
+        if source.descriptor in ready:
+            source.read()
+        if (free or source.pending or source.ended) and not source.send(sock):
+            source = None
+            if ends is not None:
+                return
+
+
+def _received(sock: socket.socket) -> bytes | None:
+    """None when there is nothing yet, b"" at the end."""
+    try:
+        return sock.recv(1 << 16)
+    except OSError as error:
+        if not would_wait(error):
+            raise
+        return None
+
+
+def would_wait(error: OSError) -> bool:
+    return isinstance(error, BlockingIOError) or type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError")
+
+
+class Input:
+    """What is typed or piped, on its way to the container. What has no descriptor is read at once."""
+
+    def __init__(self, shell: Shell, keyboard: Keyboard | None) -> None:
+        self.keyboard = keyboard
+        self.pending = b""
+        self.ended = False
+        self.descriptor = -1
+        try:
+            self.descriptor = shell.input.fileno()
+        except (OSError, ValueError):
+            self.pending = shell.input.read().encode()
+            self.ended = True
+
+    @property
+    def wanted(self) -> bool:
+        return not self.pending and not self.ended
+
+    def read(self) -> None:
+        """Raises Detached."""
+        data = os.read(self.descriptor, 1 << 16)
+        self.ended = not data
+        if self.keyboard is not None:
+            data, detached = self.keyboard.feed(data)
+            if detached:
+                raise Detached
+        self.pending = data
+
+    def send(self, sock: socket.socket) -> bool:
+        """False when there is no more to send: the input has ended (the other side is told), or nobody listens any more."""
+        try:
+            if self.pending:
+                self.pending = self.pending[sock.send(self.pending) :]
+            if self.ended and not self.pending:
+                sock.shutdown(socket.SHUT_WR)
+                return False
+        except OSError as error:
+            return would_wait(error)
+        return True
 
 
 def unread(sock: socket.socket) -> bool:
     """Over TLS more may have come than was read, which select does not see."""
     pending: Callable[[], int] | None = getattr(sock, "pending", None)
     return bool(pending and pending())
-
-
-def _pass_on(sock: socket.socket, data: bytes) -> bool:
-    """False when there is no more to send: the input has ended (the other side is told), or nobody listens any more."""
-    try:
-        if data:
-            sock.sendall(data)
-            return True
-        sock.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass
-    return False
-
-
-def _source(shell: Shell, sock: socket.socket) -> int:
-    """What the input can be waited for by; what has no descriptor is sent at once."""
-    try:
-        return shell.input.fileno()
-    except (OSError, ValueError):
-        _pass_on(sock, shell.input.read().encode())
-        _pass_on(sock, b"")
-        return -1
 
 
 def _raw(shell: Shell) -> Callable[[], None] | None:

@@ -10,6 +10,7 @@ from skep.cli.flags import Command, Flag
 from skep.cli.registry import config_path, kept
 from skep.cli.shell import Failed
 from skep.client import node
+from skep.client.unix import ApiError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     from skep.cli.flags import Values
     from skep.cli.shell import Shell
+
+NOT_CHECKED = 501
+"""The daemon has no way to ask the registry: the login is kept, and proves itself with the first pull."""
 
 HUB = "https://index.docker.io/v1/"
 UNENCRYPTED = """
@@ -33,7 +37,13 @@ def login(shell: Shell, values: Values, words: list[str]) -> int:
     if helper:
         raise Failed(f"the credential helper docker-credential-{helper} keeps this login: use it to log in, skep reads from it")
     user, password = _asked(shell, values)
-    answer = shell.call(node.login({"username": user, "password": password, "serveraddress": server})) or {}
+    try:
+        answer = shell.call(node.login({"username": user, "password": password, "serveraddress": server})) or {}
+    except ApiError as error:
+        if error.status != NOT_CHECKED:
+            raise
+        shell.warn(f"WARNING! {error}")
+        answer = {"Status": "Login kept"}
     entry: dict[str, Any] = {"auth": base64.b64encode(f"{user}:{password}".encode()).decode()}
     if answer.get("IdentityToken"):
         entry = {"auth": base64.b64encode(f"{user}:".encode()).decode(), "identitytoken": answer["IdentityToken"]}
