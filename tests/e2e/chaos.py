@@ -401,7 +401,7 @@ class Chaos:
         for service in services.values():
             if service.get("UpdateStatus", {}).get("State", "") in ("updating", "rollback_started"):
                 return f"{service['Spec']['Name']} is being updated"
-            mine = [t for t in tasks if t["ServiceID"] == service["ID"]]
+            mine = [t for t in tasks if t.get("ServiceID") == service["ID"]]
             running = [t for t in mine if t["Status"]["State"] == RUNNING and t["DesiredState"] == RUNNING]
             wanted = self.services[service["Spec"]["Name"]].replicas
             if len(running) != wanted:
