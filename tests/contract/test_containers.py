@@ -26,6 +26,8 @@ SKIPPED = {
     653: "docker attach: a plain container",
     **dict.fromkeys(range(548, 551), "plain containers"),
 }
+TRULY_AT = {651: 652.5}
+"""It names the process of 652, and was written down first because that one's connection closed later."""
 
 
 async def hostname(streams: ScriptedStreams) -> int:
@@ -93,7 +95,7 @@ def test_exec_and_logs_as_recorded() -> None:
         bound = Bindings()
         compared = 0
         async with serving(context) as client:
-            for entry in load("containers.jsonl"):
+            for entry in sorted(load("containers.jsonl"), key=lambda e: TRULY_AT.get(e["n"], e["n"])):
                 request, answer, n = entry["req"], entry["resp"], entry["n"]
                 path = bound.translate(request["path"])
                 if n in SKIPPED or not 637 <= n <= 663:
@@ -163,6 +165,7 @@ def test_a_detached_exec_runs_on_without_a_client() -> None:
         context.engine.scripts["waits"] = waits
         async with serving(context) as client:
             made = (await client.ask("POST", "/containers/c1/exec", {"Cmd": ["waits"]})).body["Id"]
+            assert (await client.ask("GET", f"/exec/{made}/json")).body["ExitCode"] is None, "it has not begun"
             assert (await client.ask("POST", f"/exec/{made}/start", {"Detach": True})).status == 200
             shown = (await client.ask("GET", f"/exec/{made}/json")).body
             assert (shown["Running"], shown["ExitCode"]) == (True, None)

@@ -206,7 +206,7 @@ async def inspect(call: Call) -> web.StreamResponse:
     shown = {
         "ID": instance.id,
         "Running": instance.running,
-        "ExitCode": instance.exit_code if instance.exit_code is not None else (None if instance.running else 0),
+        "ExitCode": instance.exit_code,
         "ProcessConfig": process,
         "OpenStdin": config.stdin,
         "OpenStderr": instance.attach_stderr,

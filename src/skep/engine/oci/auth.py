@@ -11,8 +11,6 @@ import re
 
 import msgspec
 
-from skep.errors import Invalid
-
 MAX_HEADER = 64 << 10
 
 
@@ -53,19 +51,19 @@ class Challenge(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def credentials(header: str) -> Credentials:
-    """From X-Registry-Auth (base64url JSON, padding optional). Raises Invalid for what is none; says nothing of its content."""
-    if not header:
+    """From X-Registry-Auth (base64url JSON, padding optional). What is none counts as anonymous, as in Docker: clients send anything there
+    (aiodocker the word FOOBAR) where they have no credentials, and the registry refuses who may not read or write.
+    """
+    if not header or len(header) > MAX_HEADER:
         return Credentials()
-    if len(header) > MAX_HEADER:
-        raise Invalid("invalid X-Registry-Auth header: too long")
     text = header.strip().replace("+", "-").replace("/", "_").rstrip("=")
     try:
         found = msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=_AuthConfig)
         username, password = found.username or "", found.password or ""
         if found.auth and not username:
             username, _, password = base64.b64decode(found.auth).decode().partition(":")
-    except (binascii.Error, msgspec.MsgspecError, UnicodeError):
-        raise Invalid("invalid X-Registry-Auth header") from None
+    except (binascii.Error, msgspec.MsgspecError, ValueError, RecursionError):
+        return Credentials()
     return Credentials(
         username=username,
         password=password.rstrip("\0"),

@@ -7,13 +7,14 @@ are computed here, never believed.
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 import msgspec
 
 from skep.engine.base import ImageConfig
 from skep.engine.oci.reference import check_digest
-from skep.errors import NotFound, SkepError
+from skep.errors import Invalid, NotFound, SkepError
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -37,6 +38,21 @@ _COMPRESSION = {
     "application/vnd.docker.image.rootfs.diff.tar": "",
     "application/vnd.oci.image.layer.v1.tar+zstd": "zstd",
     "application/vnd.docker.image.rootfs.diff.tar.zstd": "zstd",
+}
+_COMPONENT = re.compile(r"^[A-Za-z0-9_.-]+$")
+_SYSTEMS = frozenset("aix android darwin dragonfly freebsd hurd illumos ios js linux nacl netbsd openbsd plan9 solaris windows zos".split())
+_ARCHITECTURES = frozenset(
+    "386 amd64 amd64p32 arm armbe arm64 arm64be loong64 mips mipsle mips64 mips64le mips64p32 mips64p32le ppc ppc64 ppc64le "
+    "riscv riscv64 s390 s390x sparc sparc64 wasm".split()
+)
+"""What Go's tools know."""
+_OTHER_NAMES = {
+    "aarch64": "arm64",
+    "x86_64": "amd64",
+    "x86-64": "amd64",
+    "i386": "386",
+    "armhf": "arm/v7",
+    "armel": "arm/v6",
 }
 _MACHINES = {"x86_64": ("amd64", ""), "aarch64": ("arm64", "v8"), "armv7l": ("arm", "v7"), "armv6l": ("arm", "v6"), "i686": ("386", "")}
 
@@ -134,12 +150,25 @@ def host_platform(machine: str) -> Platform:
 
 
 def parse_platform(text: str, machine: str) -> Platform:
-    """`linux/arm64/v8`, `arm64`; empty means this host's."""
+    """`linux/arm64/v8`, `arm64`, `linux`; empty means this host's. Raises Invalid with Docker's sentences."""
     if not text:
         return host_platform(machine)
+    parts = text.split("/")
+    if len(parts) > 3:
+        raise Invalid(f'"{text[:200]}": cannot parse platform specifier: invalid argument')
+    for part in parts:
+        if not _COMPONENT.fullmatch(part):
+            shown = f'"{part[:200]}" is an invalid component of "{text[:200]}"'
+            raise Invalid(f'{shown}: platform specifier component must match "{_COMPONENT.pattern}": invalid argument')
     parts = text.lower().split("/")
     if len(parts) == 1:
+        if parts[0] in _SYSTEMS:
+            return msgspec.structs.replace(host_platform(machine), os=parts[0])
+        if parts[0] not in _ARCHITECTURES and parts[0] not in _OTHER_NAMES:
+            raise Invalid(f'"{text}": unknown operating system or architecture: invalid argument')
         parts = ["linux", parts[0]]
+    if parts[1] in _OTHER_NAMES:
+        parts[1:2] = _OTHER_NAMES[parts[1]].split("/")
     return Platform(os=parts[0], architecture=parts[1], variant=parts[2] if len(parts) > 2 else "")
 
 
