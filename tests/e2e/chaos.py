@@ -69,6 +69,7 @@ class Chaos:
     long: bool = False
     """Also what takes long: nodes that are away until they are taken for lost."""
     number: int = 0
+    waited: str = ""
     slowest: dict[str, float] = field(default_factory=dict)
 
     # what is there
@@ -529,16 +530,22 @@ class Chaos:
         ]  # fmt: skip
 
     def settle(self) -> None:
-        end = time.monotonic() + PATIENCE
+        """Wait until it is so; `waited` says what was waited for longest after the first second."""
+        self.waited = ""
+        began = time.monotonic()
         while why := self.unsettled():
-            if time.monotonic() > end:
-                raise AssertionError(f"after {PATIENCE:.0f} s not settled: {why}")
-            threading.Event().wait(0.05)
-        end = time.monotonic() + TRUTH
+            self.wait(why, began, PATIENCE, "not settled")
+        began = time.monotonic()
         while wrong := self.wrong():
-            if time.monotonic() > end:
-                raise AssertionError(f"{TRUTH:.0f} s after it settled:\n  " + "\n  ".join(wrong[:30]))
-            threading.Event().wait(0.2)
+            self.wait("\n  ".join(wrong[:30]), began, TRUTH, "after it settled not true")
+
+    def wait(self, why: str, began: float, patience: float, what: str) -> None:
+        took = time.monotonic() - began
+        if took > patience:
+            raise AssertionError(f"after {took:.0f} s {what}: {why}")
+        if took > 1:
+            self.waited = f"; {took:.0f} s for: {why[:300]}"
+        threading.Event().wait(0.05)
 
     def begin(self) -> None:
         """Something to play with."""
@@ -564,7 +571,7 @@ class Chaos:
                 raise AssertionError(f"{error}\nthe last of {len(self.said)} steps:\n" + "\n".join(self.said[-40:])) from error
             took = time.monotonic() - began
             self.slowest[step.__name__] = max(self.slowest.get(step.__name__, 0.0), took)
-            tell(f"{done} [{acted - began:.1f} + {time.monotonic() - acted:.1f} s]")
+            tell(f"{done} [{acted - began:.1f} + {time.monotonic() - acted:.1f} s]{self.waited}")
 
     def end(self) -> None:
         """All of it goes, and nothing is left in any kernel."""
