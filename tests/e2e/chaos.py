@@ -250,7 +250,7 @@ class Chaos:
     # steps: what happens to a cluster
 
     def kill(self) -> str:
-        running = [t for t in self.tasks() if t["Status"]["State"] == RUNNING and t["DesiredState"] == RUNNING]
+        running = [t for t in self.tasks() if t["Status"]["State"] == t["DesiredState"] == RUNNING and t.get("ServiceID")]
         if not running:
             return "nothing"
         task = self.rng.choice(sorted(running, key=lambda t: t["ID"]))
