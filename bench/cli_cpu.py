@@ -39,7 +39,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, FakeEngine(Path(folder) / "engine.sock") as engine:
         env = {"PATH": os.environ["PATH"], "HOME": folder, "DOCKER_HOST": f"unix://{engine.path}"}
         rows: list[tuple[str, list[str]]] = [("python -c pass", [sys.executable, "-c", "pass"])]
-        for words in ("service ls", "service ps web", "node ls", "service create -d --no-resolve-image x", "info"):
+        for words in (
+            "service ls",
+            "service ps web",
+            "node ls",
+            "service create -d --no-resolve-image x",
+            "info",
+            "ps -a",
+            "images",
+            "run -d alpine",
+        ):
             rows.append((f"skep {words}", [*skep, *words.split()]))
         if shutil.which("docker"):
             rows.append(("docker service ls", ["docker", "service", "ls"]))

@@ -75,7 +75,7 @@ def creation(body: dict[str, Any]) -> dict[str, Any]:
 def requests(engine: FakeEngine) -> list[dict[str, Any]]:
     found = []
     for request in engine.requests:
-        request = json.loads(json.dumps(request).replace(str(DATA), "{data}"))
+        request = json.loads(json.dumps(request).replace(str(DATA), "{data}").replace(os.getcwd(), "{here}"))
         path = request["path"]
         if path.startswith("/services/") and request["method"] == "POST":
             in_order(request["body"], path.endswith("/update"))

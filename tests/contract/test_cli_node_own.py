@@ -60,6 +60,12 @@ def test_a_limit_of_kernel_memory_is_not_dropped(engine: FakeEngine, tmp_path: P
     assert created(engine)["HostConfig"]["KernelMemory"] == 10 << 20
 
 
+@pytest.mark.parametrize("words", [("run",), ("create",), ("pull",), ("push",)])
+def test_signatures_are_not_pretended(engine: FakeEngine, tmp_path: Path, words: tuple[str, ...]) -> None:
+    code, _, err = run(engine, *words, "--disable-content-trust=false", "alpine", home=tmp_path)
+    assert (code, "verifies no signatures" in err, engine.requests) == (1, True, [])
+
+
 def test_the_id_file_is_there_when_the_container_is(engine: FakeEngine, tmp_path: Path) -> None:
     file = tmp_path / "cid"
     assert run(engine, "run", "-d", "--cidfile", str(file), "alpine", home=tmp_path)[0] == 0

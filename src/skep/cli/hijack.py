@@ -151,14 +151,8 @@ def _received(sock: socket.socket) -> bytes | None:
     """None when there is nothing yet, b"" at the end."""
     try:
         return sock.recv(1 << 16)
-    except OSError as error:
-        if not would_wait(error):
-            raise
+    except BlockingIOError:
         return None
-
-
-def would_wait(error: OSError) -> bool:
-    return isinstance(error, BlockingIOError) or type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError")
 
 
 class Input:
@@ -197,8 +191,10 @@ class Input:
             if self.ended and not self.pending:
                 sock.shutdown(socket.SHUT_WR)
                 return False
-        except OSError as error:
-            return would_wait(error)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
         return True
 
 
@@ -218,7 +214,7 @@ def _raw(shell: Shell) -> Callable[[], None] | None:
         before = termios.tcgetattr(source)
     except (termios.error, OSError, ValueError):
         return None
-    tty.setraw(source)
+    tty.setraw(source, termios.TCSANOW)  # what was typed already is for the container
     return lambda: termios.tcsetattr(source, termios.TCSADRAIN, before)
 
 

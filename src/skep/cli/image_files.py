@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from skep.cli.flags import Command, Flag
 from skep.cli.image import platform
-from skep.cli.image_names import named
+from skep.cli.image_names import check_trust, named
 from skep.cli.image_progress import show
 from skep.cli.registry import credentials
 from skep.cli.shell import Failed
@@ -24,11 +24,6 @@ ONE_PLATFORM = """
          Other components, like attestations, will not be included.
          To push the complete multi-platform image, remove the --platform flag.
 """
-
-
-def check_trust(values: Values) -> None:
-    if not values.get("disable-content-trust", True):
-        raise Failed("--disable-content-trust=false: skep verifies no signatures")
 
 
 def pull(shell: Shell, values: Values, names: list[str]) -> int:

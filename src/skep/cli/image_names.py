@@ -6,6 +6,10 @@ import re
 
 from skep.cli.shell import Failed
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from skep.cli.flags import Values
+
 HUB = "docker.io"
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _DOMAIN = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?"
@@ -67,3 +71,8 @@ def named(text: str) -> Named:
     if not found or len(found["path"]) > 255:
         raise Failed("invalid reference format")
     return Named(domain, found["path"], found["tag"] or "", found["digest"] or "")
+
+
+def check_trust(values: Values) -> None:
+    if not values.get("disable-content-trust", True):
+        raise Failed("--disable-content-trust=false: skep verifies no signatures")

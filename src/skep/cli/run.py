@@ -6,7 +6,7 @@ The order is what nothing gets lost by: attach, wait, start. Errors before the c
 from __future__ import annotations
 
 from skep.cli.flags import Command
-from skep.cli.image_names import ID, named
+from skep.cli.image_names import ID, check_trust, named
 from skep.cli.run_config import create_request
 from skep.cli.run_flags import OF_CREATE, OF_RUN
 from skep.cli.shell import Failed, message_of
@@ -124,6 +124,7 @@ def _request(shell: Shell, values: Values, words: list[str], name: str) -> dict[
     if foreign:
         what = "is only supported on a Docker daemon running on windows, but the Docker daemon is running on linux"
         raise Failed("\n".join(f'"--{flag}" {what}' for flag in foreign))
+    check_trust(values)
     try:
         pull = values.get("pull", "missing")
         if pull not in ("always", "missing", "never", ""):

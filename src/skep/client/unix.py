@@ -230,7 +230,12 @@ class Engine:
             sock = socket.create_connection((address.host, address.port), self._timeout)
             self._sockets.append(sock)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return self._secured(sock) if address.tls else sock
+            if address.tls is None:
+                return sock
+            from skep.client.secure import secured
+
+            secure: Any = secured(sock, address.host, *address.tls)
+            return secure  # type: ignore[no-any-return]
         except PermissionError:
             raise Unavailable(
                 f"permission denied on the daemon socket at {address.text}: run as root or as a member of its group"
@@ -238,17 +243,3 @@ class Engine:
         except OSError as error:
             reason = "" if isinstance(error, ConnectionRefusedError | FileNotFoundError) else f" ({error.strerror or error})"
             raise Unavailable(f"Cannot connect to the skep daemon at {address.text}. Is skepd running?{reason}") from None
-
-    def _secured(self, sock: socket.socket) -> socket.socket:
-        import ssl
-
-        folder, verify = self.address.tls or ("", True)
-        context = ssl.create_default_context(cafile=f"{folder}/ca.pem" if folder and verify else None)
-        if not verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if folder:
-            context.load_cert_chain(f"{folder}/cert.pem", f"{folder}/key.pem")
-        secure = context.wrap_socket(sock, server_hostname=self.address.host)
-        self._sockets.append(secure)
-        return secure
