@@ -66,6 +66,7 @@ class Chaos:
     """Container -> (node, networks)."""
     drained: set[str] = field(default_factory=set)
     said: list[str] = field(default_factory=list)
+    victim: dict[str, Any] = field(default_factory=dict)
     long: bool = False
     """Also what takes long: nodes that are away until they are taken for lost."""
     number: int = 0
@@ -249,16 +250,25 @@ class Chaos:
 
     # steps: what happens to a cluster
 
-    def kill(self) -> str:
+    def kill_unheard(self) -> str:
         running = [t for t in self.tasks() if t["Status"]["State"] == t["DesiredState"] == RUNNING and t.get("ServiceID")]
         if not running:
             return "nothing"
-        task = self.rng.choice(sorted(running, key=lambda t: t["ID"]))
+        self.victim = self.rng.choice(sorted(running, key=lambda t: (t["ServiceID"], t.get("Slot", 0))))
         try:
-            os.kill(task["Status"]["ContainerStatus"]["PID"], signal.SIGKILL)
+            os.kill(self.victim["Status"]["ContainerStatus"]["PID"], signal.SIGKILL)
         except ProcessLookupError:
             pass
-        return f"kill a task of {self.title(task)}"
+        return f"kill a task of {self.title(self.victim)}"
+
+    def kill(self) -> str:
+        """What follows is judged when the cluster knows of it."""
+        done = self.kill_unheard()
+        if done == "nothing":
+            return done
+        victim = self.victim
+        self.until(lambda: not any(t["ID"] == victim["ID"] and t["Status"]["State"] == RUNNING for t in self.tasks()), "it has ended", 30)
+        return done
 
     def title(self, task: dict[str, Any]) -> str:
         return f"{task.get('ServiceID', '')[:6]}.{task.get('Slot', '')} on {self.hosts().get(task.get('NodeID', ''))}"
@@ -276,7 +286,7 @@ class Chaos:
         node = self.rng.choice(self.node_names[1:])
         at = self.world.at
         cluster.stop_node(at, node, name=self.rng.choice(("SIGTERM", "SIGKILL")))
-        meanwhile = self.rng.choice((self.scale, self.kill, self.redeploy, self.create_service, self.remove_service))()
+        meanwhile = self.rng.choice((self.scale, self.kill_unheard, self.redeploy, self.create_service, self.remove_service))()
         cluster.start_node(at, node)
         cluster.wait_for_socket(at, node)
         return f"skepd of {node} away, meanwhile: {meanwhile}"
@@ -291,7 +301,7 @@ class Chaos:
         end = time.monotonic() + seconds
         with Cut(self.world, node, way):
             if node != self.node_names[0] and self.rng.random() < 0.6:
-                meanwhile = ", meanwhile: " + self.rng.choice((self.scale, self.kill, self.redeploy))()
+                meanwhile = ", meanwhile: " + self.rng.choice((self.scale, self.kill_unheard, self.redeploy))()
             threading.Event().wait(max(0.0, end - time.monotonic()))
         return f"{node} cut off for {seconds} s ({way}){meanwhile}"
 
