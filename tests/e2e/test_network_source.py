@@ -178,7 +178,7 @@ def test_without_skepd_containers_talk_and_names_resolve(world: World, task: tup
     for how in ("SIGTERM", "SIGKILL"):
         cluster.stop_node(world.at, "worker01", name=how)
         try:
-            assert inside(task[0], lambda: means(wanted)) == wanted
+            assert inside(task[0], lambda wanted=wanted: means(wanted)) == wanted
             assert inside(task[0], lambda: answers([(other, 8080), (vip, 8080)], 3)) == {(other, 8080), (vip, 8080)}
             assert inside(task[1], lambda: answers([(asked, 8080)], 3)) == {(asked, 8080)}
         finally:

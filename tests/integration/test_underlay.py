@@ -117,6 +117,8 @@ def test_host_and_nodes_reach_each_other_with_their_own_addresses(world: World) 
 
 
 def test_nodes_reach_the_world_where_forward_drops_and_forwarding_is_off(world: World) -> None:
+    # a new namespace begins with what this machine has
+    within(world.host, lambda: netns.set_sysctls({"net.ipv4.ip_forward": "0"}))
     path = node(world)
     world.lab.serve(world.world, 80, "world")
     world.lab.serve(world.world, 53, "world", "udp")

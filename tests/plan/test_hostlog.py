@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import tempfile
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def test_the_last_lines(lines: list[bytes], ended: bool, tail: int) -> None:
         file.write(data)
         file.flush()
         shown = data[tail_start(Path(file.name), tail) :]
-    assert shown == b"".join(data.splitlines(keepends=True)[-tail:] if tail else [])
+    assert shown == b"".join(io.BytesIO(data).readlines()[-tail:] if tail else [])
 
 
 class Ticking:

@@ -72,6 +72,7 @@ class FakeContents:
         hosts: Sequence[str] | None = None,
         resolv_conf: str | None = None,
         netns: str | None = None,
+        lasting: bool = True,
     ) -> None:
         container = self._known(id)
         config = container.config
@@ -83,7 +84,12 @@ class FakeContents:
                     "You have to remove (or rename) that container to be able to reuse that name."
                 )
             config = msgspec.structs.replace(config, name=name)
-        given: dict[str, Any] = {"extra": None if extra is None else dict(extra), "limits": limits, "resolv_conf": resolv_conf, "netns": netns}
+        given: dict[str, Any] = {
+            "extra": None if extra is None else dict(extra),
+            "limits": limits,
+            "resolv_conf": resolv_conf,
+            "netns": netns,
+        }
         given["hosts"] = None if hosts is None else tuple(hosts)
         config = msgspec.structs.replace(config, **{field: value for field, value in given.items() if value is not None})
         self._change(config.id, config=config)

@@ -12,7 +12,8 @@ from skep.errors import Conflict, NotFound, SkepError
 
 
 class FakeDatapath:
-    """A `ClusterAware` data path. `fail[call]` (attach, connect, detach, publish, apply_local ...) makes that call raise; `delay[call]` makes it take so many ns."""
+    """A `ClusterAware` data path. `fail[call]` (attach, connect, detach, publish, apply_local ...) makes that call raise; `delay[call]`
+    makes it take so many ns."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
