@@ -30,8 +30,11 @@ Event = Mapping[str, Any]
 
 
 class Checks:
-    def __init__(self, store: Store, send: Callable[[str, CheckWanted], bool], rng: Random) -> None:
+    def __init__(
+        self, store: Store, send: Callable[[str, CheckWanted], bool], rng: Random, *, patience: float = PATIENCE, pause: float = PAUSE
+    ) -> None:
         """`send`: `Sessions.ask`."""
+        self._patience, self._pause = patience, pause
         self._store = store
         self._send = send
         self._rng = rng
@@ -56,7 +59,7 @@ class Checks:
             if round < ROUNDS - 1:
                 if version == self._store.version and not repair:
                     break
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(self._pause)
         for event in self._events(networks, reports, silent, [p for p in problems if not p.mended] + kept):
             yield event
 
@@ -81,7 +84,7 @@ class Checks:
                 silent[names[node.id]] = "has no session with this manager, or an older skepd"
         try:
             if waiting:
-                await asyncio.wait(waiting.values(), timeout=PATIENCE)
+                await asyncio.wait(waiting.values(), timeout=self._patience)
         finally:
             for question in questions:
                 del self._waiting[question]
@@ -90,7 +93,7 @@ class Checks:
             if answer.done():
                 reports[id] = answer.result()
             else:
-                silent[names[id]] = f"did not answer within {PATIENCE:.0f} s"
+                silent[names[id]] = f"did not answer within {self._patience:.0f} s"
         return silent, reports
 
     def _events(
