@@ -47,7 +47,9 @@ WEBAPI = textwrap.dedent(
 
 def client(world: World, node: str, network: str, *command: str, check: bool = True) -> str:
     """A container on an attachable network, on this node: what it prints."""
-    return world.docker("run", "--rm", "--init", "--network", network, "--entrypoint", command[0], ECHO, *command[1:], node=node, check=check)
+    return world.docker(
+        "run", "--rm", "--init", "--network", network, "--entrypoint", command[0], ECHO, *command[1:], node=node, check=check
+    )
 
 
 def fetched(world: World, node: str, network: str, url: str) -> str:
