@@ -412,10 +412,11 @@ class Engine(Protocol):
         hosts: Sequence[str] | None = None,
         resolv_conf: str | None = None,
         netns: str | None = None,
+        lasting: bool = True,
     ) -> None:
         """Change what may change: `name` (Conflict when taken), `extra` (replaced as a whole), `limits` (in the kernel too while it runs),
         `hosts` and `resolv_conf` (a running container sees the new files), `netns` (from the next start on). Kept on disk before it
-        returns."""
+        returns; not `lasting`: where the disk is full only in memory, and on disk with the next change."""
         ...
 
     async def stats(self, id: str) -> Stats:

@@ -317,6 +317,7 @@ class HostEngine:
         hosts: Sequence[str] | None = None,
         resolv_conf: str | None = None,
         netns: str | None = None,
+        lasting: bool = True,
     ) -> None:
         raise NotImplementedHere(REFUSAL.format("renaming and updating nodes"))
 

@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -361,17 +362,26 @@ class Networks:
         self._changes += 1
 
     async def _save(self, record: _Record) -> None:
+        """A network that cannot be written down leaves no folder behind."""
         folder = self._root / record.network.id
-        folder.mkdir(exist_ok=True, mode=0o700)
         await asyncio.to_thread(_write, folder / RECORD, msgspec.json.encode(record), True)
 
 
 def _write(file: Path, content: bytes, lasting: bool = False) -> None:
     """As a whole or not at all; `lasting`: also through a power failure. Places need not last: they end with the machine."""
     new = file.parent.parent / f".{file.parent.name[:12]}-{file.name}.new"
-    with open(new, "wb") as out:
-        out.write(content)
+    try:
+        with open(new, "wb") as out:
+            out.write(content)
+            if lasting:
+                out.flush()
+                os.fsync(out.fileno())
         if lasting:
-            out.flush()
-            os.fsync(out.fileno())
-    new.replace(file)
+            file.parent.mkdir(exist_ok=True, mode=0o700)
+        new.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+            if lasting:
+                file.parent.rmdir()
+        raise SkepError(f"{file.parent} cannot be written: {error.strerror}") from None

@@ -165,7 +165,7 @@ class Plain(Ends):
             waiting = self.is_restarting(id)
             self._cancel_restart(id)
             if not record.stopped and (container.running or waiting):
-                await self._keep(id, msgspec.structs.replace(record, stopped=True, due=0))
+                await self._note(id, msgspec.structs.replace(record, stopped=True, due=0))
             if not container.running:
                 if waiting:
                     self._settle(id, container.exit)
@@ -216,7 +216,7 @@ class Plain(Ends):
         number = signal_number(signal)
         if number in (9, signal_number(container.config.stop_signal or "SIGTERM")) and not record.stopped:
             async with self._locked(id) as (container, record):
-                await self._keep(id, msgspec.structs.replace(record, stopped=True))
+                await self._note(id, msgspec.structs.replace(record, stopped=True))
         await self._engine.kill(id, signal)
         self.tell("container", "kill", container, {"signal": str(number)})
 

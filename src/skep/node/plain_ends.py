@@ -70,6 +70,10 @@ class Ends:
     async def _keep(self, id: str, record: Record) -> None:
         await self._engine.amend(id, extra=extra_of(record))
 
+    async def _note(self, id: str, record: Record) -> None:
+        """The same, and a full disk does not stop what is to be done: what runs can be stopped, what has ended gives back its place."""
+        await self._engine.amend(id, extra=extra_of(record), lasting=False)
+
     # the daemon's start
 
     async def start_up(self) -> None:
@@ -187,7 +191,7 @@ class Ends:
             if record.host.auto_remove:
                 await self._remove(container, record, volumes=True)
             else:
-                await self._keep(id, msgspec.structs.replace(record, error=raised.text, error_code=code, due=0))
+                await self._note(id, msgspec.structs.replace(record, error=raised.text, error_code=code, due=0))
                 self._settle(id, Exit(code=code, at=self._clock.now(), error=raised.text))
         return raised
 
@@ -234,7 +238,7 @@ class Ends:
             delay = restart.next_delay(record.delay, ended.at - container.started_at)
             due = self._clock.now() + delay
             record = self._record(self._engine.get(id) or container)
-            await self._keep(id, msgspec.structs.replace(record, restarts=record.restarts + 1, delay=delay, due=due))
+            await self._note(id, msgspec.structs.replace(record, restarts=record.restarts + 1, delay=delay, due=due))
             self._restart_later(id, due)
         else:
             self._settle(id, ended)
@@ -258,7 +262,7 @@ class Ends:
         if record.ports or any(one.address or one.endpoint_id for one in record.joined):
             self._tell_places(container, record, "disconnect", "unmount")
             joined = tuple(blank(one) for one in record.joined)
-            await self._keep(id, msgspec.structs.replace(record, joined=joined, ports=()))
+            await self._note(id, msgspec.structs.replace(record, joined=joined, ports=()))
 
     async def _remove(self, container: Container, record: Record, *, volumes: bool) -> None:
         """Under the lock."""

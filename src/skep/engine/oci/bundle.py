@@ -33,6 +33,7 @@ from skep.errors import Invalid
 _MOUNT_DATA_LIMIT = 4000
 """The kernel takes mount options of one page."""
 _RECORD_LIMIT = 256 << 10
+_NEW = "state.new"
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -164,9 +165,15 @@ def save(folders: Folders, stored: Stored) -> None:
     """The record of a new container."""
     fd = os.open(folders.record(stored.config.id), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, msgspec.json.encode(stored) + b"\n")
+        _write_whole(fd, msgspec.json.encode(stored) + b"\n")
     finally:
         os.close(fd)
+
+
+def _write_whole(fd: int, data: bytes) -> None:
+    """Raises OSError where a full disk takes a part only, which the kernel does not call an error."""
+    while data:
+        data = data[os.write(fd, data) :]
 
 
 def append(folders: Folders, stored: Stored) -> None:
@@ -177,7 +184,7 @@ def append(folders: Folders, stored: Stored) -> None:
 def _append(file: Path, line: msgspec.Struct) -> None:
     fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
     try:
-        os.write(fd, b"\n" + msgspec.json.encode(line) + b"\n")
+        _write_whole(fd, b"\n" + msgspec.json.encode(line) + b"\n")
     finally:
         os.close(fd)
 
@@ -188,10 +195,19 @@ def amend(folders: Folders, stored: Stored) -> None:
     if file.stat().st_size < _RECORD_LIMIT:
         _append(file, Amendment(config=stored.config))
         return
-    temporary = file.with_name("state.new")
-    temporary.touch(mode=0o600)
-    temporary.write_bytes(msgspec.json.encode(stored) + b"\n")
-    temporary.rename(file)
+    temporary = file.with_name(_NEW)
+    try:
+        temporary.touch(mode=0o600)
+        temporary.write_bytes(msgspec.json.encode(stored) + b"\n")
+        temporary.rename(file)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def forget_unfinished(folders: Folders, id: str) -> None:
+    """What a kill amid `amend` has left."""
+    folders.record(id).with_name(_NEW).unlink(missing_ok=True)
 
 
 def load(folders: Folders, id: str) -> Stored | None:
@@ -298,7 +314,7 @@ def write_etc(folders: Folders, config: ContainerConfig) -> None:
         data = text.encode()
         fd = os.open(bundle / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
-            os.write(fd, data)
+            _write_whole(fd, data)
             os.ftruncate(fd, len(data))
         finally:
             os.close(fd)

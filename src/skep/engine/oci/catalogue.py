@@ -8,7 +8,10 @@ An image whose config does not match its name, or one of whose layers is not her
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -75,14 +78,32 @@ class Catalogue:
             del self.names.times[id]
 
     def save_config(self, id: str, raw: bytes, config: Config) -> None:
-        write_file(self._directory / f"{id.partition(':')[2]}.json", raw)
+        try:
+            write_file(self._directory / f"{id.partition(':')[2]}.json", raw)
+        except OSError as error:
+            raise SkepError(f"the image cannot be kept: {error.strerror}") from None
         self._configs[id], self._raw[id] = config, raw
 
     def drop_config(self, id: str) -> None:
+        """With its names, which are none from now on, written or not."""
         (self._directory / f"{id.partition(':')[2]}.json").unlink(missing_ok=True)
         self._configs.pop(id, None)
         self._raw.pop(id, None)
         self.names.times.pop(id, None)
+        for table in (self.names.tags, self.names.digests):
+            for name in [name for name, named in table.items() if named == id]:
+                del table[name]
+
+    @asynccontextmanager
+    async def naming(self) -> AsyncIterator[Names]:
+        """Names changed here are on disk afterwards. Where they cannot be written they are as before. Raises SkepError."""
+        before = Names(tags=dict(self.names.tags), digests=dict(self.names.digests), times=dict(self.names.times))
+        yield self.names
+        try:
+            await asyncio.to_thread(self.save_names)
+        except OSError as error:
+            self.names = before
+            raise SkepError(f"the names of images cannot be written: {error.strerror}") from None
 
     def save_names(self) -> None:
         write_file(self._file, msgspec.json.encode(self.names))

@@ -6,6 +6,7 @@ A signal for a paused container lets it go on where Docker does: for SIGKILL, an
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import signal as signals
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from skep.engine.oci.limits import Change, change_of
 from skep.engine.oci.signals import signal_number
 from skep.errors import Conflict, Invalid, SkepError
 
+log = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", re.ASCII)
 
 
@@ -126,6 +128,7 @@ class Control(Core):
         hosts: Sequence[str] | None = None,
         resolv_conf: str | None = None,
         netns: str | None = None,
+        lasting: bool = True,
     ) -> None:
         entry = self._entry(id)
         await self._settle_start(entry)
@@ -147,7 +150,12 @@ class Control(Core):
                 wanted = change_of(old.limits, new.limits, *kernel)
                 if running:
                     self._update_kernel(entry, wanted, change_of(new.limits, old.limits, *kernel))
-            bundle.amend(self._folders, msgspec.structs.replace(entry.stored, config=new))
+            try:
+                bundle.amend(self._folders, msgspec.structs.replace(entry.stored, config=new))
+            except OSError as error:
+                if lasting:
+                    raise
+                log.warning("container %s: a change could not be written down: %s", entry.id[:12], error.strerror)
             if entry.ready:
                 bundle.write_etc(self._folders, new)
 

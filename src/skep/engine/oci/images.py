@@ -10,7 +10,7 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,17 +126,16 @@ class OciImages:
     ) -> Image:
         """Name it, on disk, then say so."""
         async with self._saving:
-            names = self._catalogue.names
-            before = (dict(names.tags), dict(names.digests))
-            names.times[id] = self._clock.now()
             if config is not None and self._catalogue.config(id) is None:
                 await asyncio.to_thread(self._catalogue.save_config, id, raw, config)
-            names.digests[f"{named.name}@{top.digest}"] = id
-            if not named.digest:
-                names.tags[named.full] = id
-            if before != (names.tags, names.digests):
-                # that it was asked for again is not worth a write: at worst garbage collection sees it as older
-                await asyncio.to_thread(self._catalogue.save_names)
+            names, digest = self._catalogue.names, f"{named.name}@{top.digest}"
+            # that it was asked for again is not worth a write: at worst garbage collection sees it as older
+            names.times[id] = self._clock.now()
+            if names.digests.get(digest) != id or (not named.digest and names.tags.get(named.full) != id):
+                async with self._catalogue.naming() as names:
+                    names.digests[digest] = id
+                    if not named.digest:
+                        names.tags[named.full] = id
         report(Progress(status=f"Digest: {top.digest}"))
         report(Progress(status=f"Status: {'Downloaded newer image for' if fresh else 'Image is up to date for'} {named.familiar}"))
         return self._catalogue.image(id)
@@ -184,8 +183,9 @@ class OciImages:
         if named.digest:
             raise Invalid("refusing to create a tag with a digest reference")
         async with self._saving:
-            self._name(self._find(source), named)
-            await asyncio.to_thread(self._catalogue.save_names)
+            id = self._find(source)
+            async with self._catalogue.naming():
+                self._name(id, named)
 
     def _name(self, id: str, named: Reference) -> str:
         """Returns the image that had this name before, when it was another one. To be saved."""
@@ -218,8 +218,8 @@ class OciImages:
             raise translate(error) from None
         async with self._saving:
             if self._catalogue.config(id) is not None:
-                self._catalogue.names.digests[f"{named.name}@{digest}"] = id
-                await asyncio.to_thread(self._catalogue.save_names)
+                async with self._catalogue.naming() as names:
+                    names.digests[f"{named.name}@{digest}"] = id
         report(Progress(status=f"{named.tag}: digest: {digest} size: {size}"))
         return {"Tag": named.tag, "Digest": digest, "Size": size}
 
@@ -283,15 +283,15 @@ class OciImages:
             tags, digests = self._catalogue.references(id)
             named = named_by(self._catalogue, reference)
             gone, deletes = removal.decide(id, tags + digests, self.users(id), named, reference, force=force)
-            for name in gone:
-                (self._catalogue.names.digests if name.digest else self._catalogue.names.tags).pop(name.full, None)
-            if deletes:
-                self._catalogue.drop_config(id)
-            await asyncio.to_thread(self._catalogue.save_names)
             answer = [{"Untagged": name.familiar} for name in gone]
             if deletes:
-                answer.append({"Deleted": id})
-                answer += [{"Deleted": diff_id} for diff_id in await self._collect()]
+                # first what makes room: its names are none from now on, should they stay on a full disk
+                self._catalogue.drop_config(id)
+                answer += [{"Deleted": deleted} for deleted in (id, *await self._collect())]
+            with suppress(SkepError) if deletes else nullcontext():
+                async with self._catalogue.naming() as names:
+                    for name in gone:
+                        (names.digests if name.digest else names.tags).pop(name.full, None)
             return answer
 
     async def collect(self) -> list[str]:
@@ -326,11 +326,11 @@ class OciImages:
         lines = []
         async with self._saving:
             await asyncio.to_thread(self._catalogue.save_config, id, raw, config)
-            self._catalogue.names.times[id] = self._clock.now()
-            for name in names:
-                if before := self._name(id, name):
-                    lines.append(f"The image {name.familiar} already exists, renaming the old one with ID {before} to empty string")
-            await asyncio.to_thread(self._catalogue.save_names)
+            async with self._catalogue.naming() as kept:
+                kept.times[id] = self._clock.now()
+                for name in names:
+                    if before := self._name(id, name):
+                        lines.append(f"The image {name.familiar} already exists, renaming the old one with ID {before} to empty string")
         return lines
 
     def _find(self, reference: str) -> str:

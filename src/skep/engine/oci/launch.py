@@ -79,6 +79,7 @@ def find(folders: Folders, clock: Clock) -> list[Found]:
             _stop_start(folders, id, starting)
             bundle.remove(folders, id)
             continue
+        bundle.forget_unfinished(folders, id)
         now = _as_it_is(folders, stored, boot, clock.now())
         unfinished = False
         if not (now.started_at and now.exit is None):

@@ -15,7 +15,8 @@ from typing import TypeVar
 
 from skep.engine.oci import kernel, runtime
 from skep.engine.oci.entry import Entry
-from skep.errors import Unavailable
+from skep.engine.oci.launch import reason
+from skep.errors import SkepError, Unavailable
 
 T = TypeVar("T")
 Failed = Callable[[BaseException], None]
@@ -74,6 +75,8 @@ class Operations:
         def finished(done: asyncio.Future[T]) -> None:
             entry.busy = None
             error = done.exception()
+            if isinstance(error, OSError):  # no room on the disk, as a rule
+                error = SkepError(reason(error))
             if error is None:
                 apply(done.result())
                 result.set_result(done.result())
