@@ -210,7 +210,10 @@ class Chaos:
     def stack(self) -> str:
         """A stack removed and deployed again at once."""
         file = Path(self.world.at.root) / "chaos.yml"
-        file.write_text(f"services:\n  a: {{image: '{ECHO}', deploy: {{replicas: 2}}}}\n  b: {{image: '{ECHO}'}}\n")
+        brisk = "restart_policy: {delay: 200ms}, update_config: {monitor: 100ms}"
+        file.write_text(
+            f"services:\n  a: {{image: '{ECHO}', deploy: {{replicas: 2, {brisk}}}}}\n  b: {{image: '{ECHO}', deploy: {{{brisk}}}}}\n"
+        )
         again = "stk_a" in self.services
         if again:
             self.world.docker("stack", "rm", "stk")
