@@ -127,8 +127,12 @@ class Chaos:
     def create_service(self, network: str = "") -> str:
         if len(self.services) >= 5:
             return self.remove_service()
+        # a stack's network could not be removed with it if others used it
+        free = [network] if network else sorted(n for n in self.networks if n != "stk_default")
+        if not free:
+            return self.create_network()
         name = self.new("svc")
-        on = [network] if network else self.rng.sample(sorted(self.networks), min(len(self.networks), self.rng.choice((1, 1, 2))))
+        on = self.rng.sample(free, min(len(free), self.rng.choice((1, 1, 2))))
         published = PUBLISHED + self.number if self.rng.random() < 0.4 else 0
         dnsrr = not published and self.rng.random() < 0.25
         wanted = self.services[name] = Service(on, self.rng.randint(1, 4), dnsrr, published)
