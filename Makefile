@@ -32,8 +32,8 @@ contracts: setup
 	@.venv/bin/lint-imports | tail -n 20
 
 plan: setup
-	@echo "== decisions, store, link"
-	@$(PY) -m pytest -q tests/plan tests/store tests/link -m "not root and not soak"
+	@echo "== decisions, store, link, node"
+	@$(PY) -m pytest -q tests/plan tests/store tests/link tests/node tests/api -m "not root and not soak"
 
 sim: setup
 	@echo "== simulated clusters"
