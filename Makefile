@@ -7,7 +7,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 
-.PHONY: setup demo test quick lint types contracts plan sim contract integration e2e bench soak clean
+.PHONY: setup demo test quick lint types contracts plan sim contract integration peers e2e bench soak clean
 
 setup:
 	@tools/setup
@@ -17,7 +17,7 @@ demo: setup
 
 quick: lint types contracts plan sim contract
 
-test: quick integration e2e
+test: quick integration peers e2e
 
 lint: setup
 	@echo "== lint"
@@ -41,11 +41,16 @@ sim: setup
 
 contract: setup
 	@echo "== Docker's dialect"
-	@$(PY) -m pytest -q tests/contract -m "not root and not soak"
+	@$(PY) -m pytest -q tests/contract tests/peers -m "not root and not soak"
 
 integration: setup
 	@echo "== real containers, namespaces, registry (root)"
 	@$(ROOT) $(PY) -m pytest -q tests/integration tests/link tests/contract -m "root and not soak"
+
+peers: setup
+	@echo "== other projects' tests, and fuzzing (root)"
+	@tools/peers
+	@$(ROOT) $(PY) -m pytest -q tests/peers -m "root and not soak"
 
 e2e: setup
 	@echo "== end to end (root)"

@@ -53,6 +53,8 @@ async def top_table(pid: int, arguments: str) -> dict[str, Any]:
         raise Invalid(f"invalid ps_args: {error}") from None
     if len(words) > 50:
         raise Invalid("invalid ps_args: too many")
+    if "\0" in arguments:
+        raise Invalid("invalid ps_args: they hold a null byte")
     try:
         process = await asyncio.create_subprocess_exec(
             "ps", *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE

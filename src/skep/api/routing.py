@@ -70,7 +70,7 @@ class Routes:
 
     def add(self, method: str, path: str, *, refuses: Mapping[str, str] | None = None) -> Callable[[Handler], Handler]:
         def register(handler: Handler) -> Handler:
-            expression = re.sub(r"\{(\w+)\*\}", r"(?P<\1>.+?)", path)
+            expression = re.sub(r"\{(\w+)\*\}", r"(?P<\1>[\\s\\S]+?)", path)
             expression = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", expression)
             route = Route(method, re.compile(expression), handler, refuses or {})
             self.by_start.setdefault((method, path.split("/", 2)[1]), []).append(route)

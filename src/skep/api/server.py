@@ -16,6 +16,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from skep.api import clusterevents, tls
 from skep.api.body import LARGEST
@@ -28,6 +29,9 @@ from skep.node.health import Health
 
 STATE: web.AppKey[State] = web.AppKey("state", State)
 LOG = logging.getLogger("skep.api")
+HTTP_LOG = logging.getLogger("skep.api.http")
+LONGEST_HEADER = 1 << 20
+"""Bytes of a request line or a header, as in Go: filters and registry credentials may be long."""
 _VERSIONED = re.compile(r"/v([0-9]+(?:\.[0-9]+)*)(/.*)")
 
 
@@ -35,8 +39,20 @@ def make_app(context: Context, *, health: Callable[[str], Health | None] | None 
     """The application; serve it with `serve_unix`. `health`: of a task's container, by task id (`TaskRuntime.health`)."""
     app = web.Application(client_max_size=LARGEST)
     app[STATE] = State(context, health)
-    app.router.add_route("*", "/{path:.*}", _Dispatcher(app[STATE], ROUTES).handle)
+    app.router.add_route("*", r"/{path:[\s\S]*}", _Dispatcher(app[STATE], ROUTES).handle)
     return app
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    """What is no HTTP is the client's affair: no traceback for it, and nothing of what it sent, which may hold credentials."""
+    error = record.exc_info[1] if record.exc_info else None
+    if not isinstance(error, HttpProcessingError):
+        return True
+    LOG.info("a request could not be read: %s", type(error).__name__)
+    return False
+
+
+HTTP_LOG.addFilter(_one_line)
 
 
 class _Dispatcher:
@@ -103,7 +119,15 @@ def _error(status: int, message: str) -> web.Response:
 async def _running(app: web.Application) -> AsyncIterator[web.AppRunner]:
     """A runner, with the application's own task group beside it (the event feed, exits of detached execs)."""
     state = app[STATE]
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=1.0,
+        logger=HTTP_LOG,
+        max_line_size=LONGEST_HEADER,
+        max_field_size=LONGEST_HEADER,
+    )
     await runner.setup()
     try:
         if state.group is not None:

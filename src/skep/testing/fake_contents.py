@@ -139,7 +139,11 @@ class FakeContents:
             raise Invalid("extraction point is not a directory")
         whole = b"".join([chunk async for chunk in data])
         tree = self._tree(id)
-        with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
+        try:
+            archive = tarfile.open(fileobj=io.BytesIO(whole))  # noqa: SIM115
+        except tarfile.TarError as error:
+            raise Invalid(f"Error processing tar file: {error}".splitlines()[0]) from None
+        with archive:
             for member in archive:
                 target = posixpath.normpath(posixpath.join(plain, member.name))
                 if member.isdir():
