@@ -12,7 +12,23 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ORDER = ("store", "plan_schedule", "link", "api", "cli_cpu", "datapath", "dns", "images", "containers", "cluster")
+ORDER = (
+    "store",
+    "plan_schedule",
+    "link",
+    "api",
+    "cli_cpu",
+    "datapath",
+    "dns",
+    "images",
+    "containers",
+    "run",
+    "pull",
+    "memory",
+    "logs",
+    "health",
+    "cluster",
+)
 
 
 def main(wanted: list[str]) -> int:
