@@ -124,7 +124,7 @@ class Node:
             self.data / "swarm",
             clock=self.clock,
             rng=self.rng,
-            describe=describer(settings, skep_version()),
+            describe=describer(settings, skep_version(), lambda: self.kernel.underlay_mtu),
             make_runtime=self._runtime,
             make_datapath=self._datapath,
             make_backend=self._backend,

@@ -58,7 +58,7 @@ def memory_bytes() -> int:
     return 0
 
 
-def describer(settings: Settings, version: str) -> Callable[[str], NodeDescription]:
+def describer(settings: Settings, version: str, underlay_mtu: Callable[[], int]) -> Callable[[str], NodeDescription]:
     """A function from the cluster's root certificate (PEM) to the description; what cannot change is read once."""
     labels = dict(pair.partition("=")[::2] for pair in settings.label)
     resources = Resources(
@@ -78,6 +78,7 @@ def describer(settings: Settings, version: str) -> Callable[[str], NodeDescripti
             resources=resources,
             engine=EngineDescription(engine_version=version, labels=labels or None, plugins=PLUGINS),
             tls_info=known[root_pem],
+            underlay_mtu=underlay_mtu(),
         )
 
     return describe

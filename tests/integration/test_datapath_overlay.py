@@ -190,6 +190,32 @@ def test_a_sender_of_datagrams_is_told_that_the_other_end_is_narrower() -> None:
             assert s.getsockopt(socket.IPPROTO_IP, 14) == 1350  # IP_MTU
 
 
+def test_an_underlay_that_is_set_narrower_while_all_runs_is_noticed_by_the_next_comparison(pair: Lab) -> None:
+    """What is there stays: connections live on, containers keep their links, new ones fit."""
+    node, other = pair.nodes
+    held = connect(at(other, "10.0.1.20"), "10.0.1.10", 80)
+    line(held)
+    assert (node.datapath.underlay_mtu, other.datapath.underlay_mtu) == (1500, 1500)
+    for mtu in (1400, 1500):
+        within(pair.wire, lambda mtu=mtu: pair._narrow("n1", mtu))
+        within(node.path, lambda mtu=mtu: pair._narrow("eth0", mtu))
+        assert node.run(node.datapath.explain()) == []
+        assert node.run(node.datapath.compare()) == [], "nothing was broken"
+        node.mtu = node.datapath.underlay_mtu
+        assert (node.mtu, other.datapath.underlay_mtu) == (mtu, 1500)
+        apply_all(pair, networks=NETWORKS, endpoints=pair.endpoints)
+        assert within(node.run_root / "router", _links)["vx4097"] == mtu - 50
+        assert node.run(node.datapath.compare()) == []
+        held.sendall(b"still here\n")
+        assert line(held) == "still here"
+        for one, two in ((node, other), (other, node)):
+            pumped(pair, at(one, f"10.0.1.{one.index}0"), two, f"10.0.1.{two.index}0", 80)
+        fresh = attach(node, f"10.0.1.{mtu - 1290}", "net1")
+        assert mtu_inside(node.sandbox(fresh)) == mtu - 50
+    held.close()
+    assert node.datapath.mended == 0
+
+
 def test_the_mtu_option_of_a_network(pair: Lab) -> None:
     slim = network(4, ingress=False, options={"com.docker.network.driver.mtu": "1200"})
     wide = network(5, ingress=False, options={"com.docker.network.driver.mtu": "9000"})

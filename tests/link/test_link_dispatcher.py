@@ -226,6 +226,19 @@ def test_a_changed_description_is_stored() -> None:
     assert world.node("n1").status.state is NodeState.READY
 
 
+def test_how_wide_a_node_s_underlay_is_reaches_the_others_when_it_changes() -> None:
+    world = World()
+    world.put(ready("n1", 1), ready("n2", 2))
+    session, other = world.connect("n1"), world.connect("n2")
+    world.hear(session), world.hear(other)
+    for mtu in (1400, 1500):
+        world.pass_time(2 * SECOND)
+        world.hear(other)
+        world.say(session, Described(description=NodeDescription(hostname="n1", underlay_mtu=mtu)))
+        (item,) = one(world.hear(other), Assignments).set
+        assert isinstance(item, PeerItem) and (item.node_id, item.mtu) == ("n1", mtu)
+
+
 # assignments
 
 

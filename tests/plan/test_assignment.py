@@ -8,10 +8,11 @@ import pytest
 
 from skep.model.assignment import DiscoveryItem
 from skep.model.enums import TaskState as S
+from skep.model.node import Node, NodeDescription, NodeStatus
 from skep.model.service import Endpoint, Service, VirtualIP
-from skep.model.spec import AttachmentSpec, EndpointSpec, NetworkAttachmentConfig, PortConfig, ServiceSpec, TaskSpec
+from skep.model.spec import AttachmentSpec, EndpointSpec, NetworkAttachmentConfig, NodeSpec, PortConfig, ServiceSpec, TaskSpec
 from skep.model.task import Attachment, ContainerStatus, Task, TaskStatus
-from skep.plan.assignment import discovery_items, endpoint_items, service_item
+from skep.plan.assignment import discovery_items, endpoint_items, peer_item, service_item
 
 CONTAINER = "0123456789abcdef" * 4
 PORT = PortConfig(protocol="tcp", target_port=80, published_port=8080, publish_mode="ingress")
@@ -111,3 +112,10 @@ def test_a_plain_container_is_known_by_the_names_it_came_with() -> None:
     spec = TaskSpec(network_attachment_spec=AttachmentSpec(container_id=CONTAINER))
     (item,) = endpoint_items(task(S.RUNNING, service_id="", service_name="", slot=0, spec=spec, attachments=(attachment,)))
     assert item.names == ("client", "c", "0123456789ab") and item.service_id == ""
+
+
+@pytest.mark.parametrize(("said", "told"), [(1500, 1500), (1400, 1400), (576, 576), (65535, 65535), (0, 0), (575, 0), (-1, 0), (65536, 0)])
+def test_others_hear_how_wide_a_node_s_underlay_is_and_believe_no_number_that_their_kernels_would_not(said: int, told: int) -> None:
+    node = Node(id="n", spec=NodeSpec(), index=1, status=NodeStatus(addr="192.0.2.1"), description=NodeDescription(underlay_mtu=said))
+    item = peer_item(node)
+    assert item is not None and item.mtu == told

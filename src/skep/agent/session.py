@@ -44,7 +44,8 @@ ANSWER_TIMEOUT = 5 * SECOND
 """For Welcome, and for the answer to a heartbeat."""
 REPORT_TIMEOUT = 10 * SECOND
 """After this without an acknowledgement statuses are reported again."""
-DESCRIBE_EVERY = 20 * SECOND
+DESCRIBE_EVERY = 5 * SECOND
+"""Looked at so often; told when it is another one."""
 BATCH_WAIT = 5 * MILLISECOND
 """From the first change: several steps of a task, or several tasks, are one report."""
 

@@ -169,10 +169,17 @@ class Layout:
         # their subnets may be somebody else's from now on
         self._kernel.revive({a for a in self._dead if local.home_of(a, gone) is not None})
 
+    @property
+    def underlay_mtu(self) -> int:
+        """As last read: when the node joined, and by each comparison since."""
+        return self._mtu
+
     def _compare(self, *, mend: bool) -> list[str]:
         """What differs from what we left, a sentence each; mended and counted if so wished."""
         if not self._router.is_open:
             return []
+        if mend:
+            self._look_at_underlay()
         self._inspection.begin()
         if self._trusted and self._inspection.settled:
             return []
@@ -188,6 +195,14 @@ class Layout:
             if len(said) > 20:
                 log.warning("mended: %d more", len(said) - 20)
         return said
+
+    def _look_at_underlay(self) -> None:
+        """Its width may be set while the node runs: the overlays follow, and nothing was mended."""
+        before, self._mtu = self._mtu, self._router.underlay_mtu(self._address)
+        if self._mtu != before:
+            log.info("the underlay's MTU is %d now, it was %d", self._mtu, before)
+            if self._trusted:
+                self._settle()
 
     def _look(self, wanted: Wanted, applied: Wanted | None, *, mend: bool) -> list[str]:
         """Against the kernel itself; no connection notices. `applied`: what is there if nobody has touched it."""

@@ -41,6 +41,8 @@ class NodeDescription(Spec, frozen=True, kw_only=True):
     resources: Resources = always(Resources())
     engine: EngineDescription = always(EngineDescription())
     tls_info: TLSInfo = always(TLSInfo())
+    underlay_mtu: int = 0
+    """Of the interface that has its data path address; 0: not said. Ours, not shown by the API: other nodes' routes follow from it."""
 
 
 class NodeStatus(Record, frozen=True, kw_only=True):

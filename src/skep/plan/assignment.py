@@ -20,6 +20,8 @@ from skep.model.tables import SERVICE_BY_NETWORK, TASK_BY_NETWORK, TASK_BY_NODE
 from skep.model.task import Attachment, Task
 from skep.plan.view import View
 
+NARROWEST, WIDEST = 576, 65535
+"""MTUs of an underlay that are believed: others' kernels get routes of it, and no node may stop another's network by a number."""
 SHORT_ID = 12
 """Digits of a container's id by which it is known, as Docker shows it."""
 _TOLD = (
@@ -121,7 +123,9 @@ def peer_item(node: Node) -> PeerItem | None:
     """None until it has an index and an address. A node that is down stays a peer: it may be cut off from the manager alone."""
     if not node.index or not node.status.addr:
         return None
-    return PeerItem(node_id=node.id, index=node.index, address=node.status.addr, hostname=node.hostname)
+    said = node.description.underlay_mtu if node.description is not None else 0
+    mtu = said if NARROWEST <= said <= WIDEST else 0
+    return PeerItem(node_id=node.id, index=node.index, address=node.status.addr, mtu=mtu, hostname=node.hostname)
 
 
 def network_item(network: Network) -> NetworkItem | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from skep.api.wire.services import head
 from skep.model.enums import NodeState, Role
 from skep.model.node import Node
@@ -15,7 +17,8 @@ def node(object: Node, leader: str) -> dict[str, Any]:
     """`leader`: id of the leading manager's node."""
     shown = head(object)
     shown["Spec"] = object.spec
-    shown["Description"] = object.description if object.description is not None else _NOT_DESCRIBED
+    described = object.description
+    shown["Description"] = msgspec.structs.replace(described, underlay_mtu=0) if described is not None else _NOT_DESCRIBED
     status: dict[str, Any] = {"State": object.status.state.value}
     if object.status.message:
         status["Message"] = object.status.message
