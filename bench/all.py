@@ -28,6 +28,9 @@ ORDER = (
     "logs",
     "health",
     "cluster",
+    "traffic",
+    "known",
+    "replicas",
 )
 
 

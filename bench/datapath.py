@@ -1,24 +1,27 @@
 """What one change of the network costs a node, with 1,000 endpoints there. Root; in namespaces of its own; leaves nothing.
 
-    .venv/bin/python bench/datapath.py [ENDPOINTS [NETWORKS]]
+    sudo .venv/bin/python bench/datapath.py [ENDPOINTS [NETWORKS [ROUNDS]]]
 
-Twice: all endpoints on ingress with published ports, and spread over 100 networks with a virtual address per service. Columns: wall and CPU
-milliseconds of one call, the median of several. Beside ours: the same thousand routes by `ip -batch`, and one nft update by the nft
-program, which is what a data path without the libraries would do. How many connections a second pass is measured by connections.py.
+Twice: all endpoints on ingress with published ports, and spread over 100 networks with a virtual address per service; everything in 5
+rounds. Columns: wall and CPU milliseconds of one call, the median of all, with the smallest and largest median of a round. Beside ours: the
+same thousand routes by `ip -batch`, and one nft update by the nft program, which is what a data path without the libraries would do. What
+passes is measured by traffic.py.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import after
 import msgspec
+from swarms import within
 
 from skep.datapath import netlink, netns, nft
 from skep.datapath.base import Place, Snapshot
@@ -45,9 +48,20 @@ def timed(call: Callable[[], object]) -> tuple[float, float]:
     return (time.perf_counter() - wall) * 1e3, (time.process_time() - cpu) * 1e3
 
 
-def report(what: str, calls: list[tuple[float, float]]) -> None:
-    wall, cpu = (statistics.median(c[i] for c in calls) for i in (0, 1))
-    print(f"{what:<62} {wall:9.2f} {cpu:9.2f}")
+TAKEN: dict[str, dict[str, list[list[tuple[float, float]]]]] = {}
+"""By section and what: the calls of each round."""
+
+
+def show() -> None:
+    for section, whats in TAKEN.items():
+        print(f"{section:<62} {'wall ms':<28} CPU ms")
+        for what, rounds in whats.items():
+            columns = []
+            for i in (0, 1):
+                middles = [statistics.median(c[i] for c in calls) for calls in rounds]
+                whole = statistics.median(c[i] for calls in rounds for c in calls)
+                columns.append(f"{whole:.2f} ({min(middles):.2f} to {max(middles):.2f})")
+            print(f"{what:<62} {columns[0]:<28} {columns[1]}")
 
 
 def network(number: int) -> Network:
@@ -119,7 +133,11 @@ def bench(count: int, networks: int, folder: Path) -> None:
     path = KernelDatapath("bench", folder / "run", "192.168.9.1", clock=Clock())
     snapshot = world(count, networks)
     where = f"{networks} networks" if networks else "ingress"
-    print(f"{f'{count} endpoints of {count // PER_SERVICE} services on {where}, {NODES} nodes':<62}   wall ms    CPU ms")
+    table = TAKEN.setdefault(f"{count} endpoints of {count // PER_SERVICE} services on {where}, {NODES} nodes", {})
+
+    def report(what: str, calls: list[tuple[float, float]]) -> None:
+        table.setdefault(what, []).append(calls)
+
     report("start up", [timed(path._start_up)])
     report("the first snapshot: everything", [timed(lambda: path._apply(snapshot))])
     report("nothing changed", [timed(lambda: path._apply(snapshot)) for _ in range(20)])
@@ -127,8 +145,9 @@ def bench(count: int, networks: int, folder: Path) -> None:
     both = [timed(lambda s=s: path._apply(s)) for o in off for s in (o, snapshot)]
     report("one endpoint leaves the maps", both[::2])
     report("one endpoint comes back", both[1::2])
-    moved = [changed(snapshot, i, node_id=f"n{2 + i % 7}") for i in range(10)]
-    report("one endpoint moves to another node", [timed(lambda s=s: path._apply(s)) for s in moved])
+    moved = [changed(snapshot, i, node_id=f"n{2 + (i + 5) % (NODES - 1)}") for i in range(10)]
+    there = [timed(lambda s=s: path._apply(s)) for m in moved for s in (m, snapshot)]
+    report("one endpoint moves to another node", there)
     report(
         "  of these: the decision (desired)",
         [timed(lambda: desired(snapshot, Here(address="192.168.9.1"), (), (), path._memo)) for _ in range(10)],
@@ -140,7 +159,7 @@ def bench(count: int, networks: int, folder: Path) -> None:
     report("a sandbox made and wired (of 100)", [timed(lambda n=n, p=p: path._attach(n, p, None)) for n, p in places])
     report("a sandbox removed", [timed(lambda n=n: path._detach(n)) for n, _ in places])
     if not networks:
-        others(path, snapshot)
+        others(path, snapshot, report)
     report("destroy", [timed(path._destroy)])
 
 
@@ -149,7 +168,7 @@ def compare(path: KernelDatapath) -> None:
     assert path._compare(mend=True) == []
 
 
-def others(path: KernelDatapath, snapshot: Snapshot) -> None:
+def others(path: KernelDatapath, snapshot: Snapshot, report: Callable[[str, list[tuple[float, float]]], None]) -> None:
     router = path._router
     lines = [f"route replace {e.address}/32 via 169.254.0.2 dev vx4096 onlink" for e in snapshot.endpoints.values()]
     command = ["ip", "-batch", "-"]
@@ -167,28 +186,24 @@ def others(path: KernelDatapath, snapshot: Snapshot) -> None:
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-    networks = int(sys.argv[2]) if len(sys.argv) > 2 else 100
-    for one in (0, networks):
-        in_a_namespace(lambda folder, one=one: bench(count, one, folder))  # type: ignore[misc]
+    count, networks, rounds = (int(x) for x in (*sys.argv[1:], *("1000", "100", "5")[len(sys.argv) - 1 :]))
+    folder = Path(tempfile.gettempdir()) / f"skbench{os.getpid()}"
+    with after.cleared(["folder", str(folder)]):
+        folder.mkdir()
+        for number in range(rounds):
+            for one in (0, networks):
+                in_a_namespace(folder / f"{number}-{one}", lambda at, one=one: bench(count, one, at))  # type: ignore[misc]
+    show()
 
 
-def in_a_namespace(call: Callable[[Path], None]) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="skbench"))
+def in_a_namespace(folder: Path, call: Callable[[Path], None]) -> None:
+    folder.mkdir()
     pin = folder / "ns"
     netns.make(pin)
-
-    def inside() -> None:
-        with netns.entered(netns.opened(pin)):
-            call(folder)
-
     try:
-        thread = threading.Thread(target=inside)
-        thread.start()
-        thread.join()
+        within(pin, lambda: call(folder))
     finally:
         netns.remove(pin)
-        subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,26 @@
 """What the resolver of a node costs: CPU per question, latency, a change, a container. Root; in namespaces of its own; leaves nothing.
 
-    .venv/bin/python bench/dns.py [SERVICES]
+    sudo .venv/bin/python bench/dns.py [SERVICES [ROUNDS]]
 
 CPU is that of the resolver's process alone (user and system, of which most is the kernel's for two system calls and loopback), so
 `per core` is what one core could answer; the client runs beside it and is not counted. Beside it: dnslib reading such a question and
-writing its answer, without any socket.
+writing its answer, without any socket. All questions take turns in 5 rounds; the median, with the smallest and largest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
 import statistics
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import after
 import dnslib
+from swarms import spread, within
 
 from skep.datapath import netlink, netns
 from skep.datapath.base import LocalState, Resolving, Sandbox, Snapshot
@@ -62,20 +61,6 @@ def world(count: int) -> Snapshot:
     )
 
 
-def inside(path: Path, call: Callable[[], object]) -> None:
-    def body() -> None:
-        fd = netns.opened(path)
-        try:
-            with netns.entered(fd):
-                call()
-        finally:
-            os.close(fd)
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-
-
 def lay(path: Path) -> None:
     netns.make(path)
 
@@ -83,7 +68,7 @@ def lay(path: Path) -> None:
         with netlink.Socket() as net:
             net.send([netlink.set_link(1, "lo", up=True)])
 
-    inside(path, call)
+    within(path, call)
 
 
 def client(data: list[bytes], window: int, took: list[float]) -> None:
@@ -101,18 +86,18 @@ def client(data: list[bytes], window: int, took: list[float]) -> None:
             took.append(time.perf_counter() - begun)
 
 
-def measure(what: str, pid: int, path: Path, make: Callable[[int], bytes], count: int = QUESTIONS) -> None:
+def measure(pid: int, path: Path, make: Callable[[int], bytes], count: int = QUESTIONS) -> tuple[float, ...]:
+    """CPU microseconds of a question, questions a second here, and microseconds to the answer of one asked alone, p50 and p99."""
     data = [make(i) for i in range(count)]
     latency: list[float] = []
-    inside(path, lambda: client(data[: count // 10], 1, latency))
+    within(path, lambda: client(data[: count // 10], 1, latency))
     took: list[float] = []
     before, begun = cpu(pid), time.perf_counter()
-    inside(path, lambda: client(data, WINDOW, took))
+    within(path, lambda: client(data, WINDOW, took))
     wall, used = time.perf_counter() - begun, cpu(pid) - before
     latency.sort()
     middle, late = latency[len(latency) // 2] * 1e6, latency[len(latency) * 99 // 100] * 1e6
-    each = used / count * 1e6
-    print(f"{what:<44} {each:8.1f} {1e6 / max(each, 0.1):10.0f} {count / wall:10.0f} {middle:8.0f} {late:8.0f}")
+    return used / count * 1e6, count / wall, middle, late
 
 
 def question(name: str, kind: str = "A") -> Callable[[int], bytes]:
@@ -131,20 +116,47 @@ def mixed(name: str) -> Callable[[int], bytes]:
     return make
 
 
-def library() -> None:
+def library(count: int) -> float:
+    """CPU microseconds."""
     packed = dnslib.DNSRecord.question("ten").pack()
-    for count in (1, 10):
-        begun = time.process_time()
-        for _ in range(500):
-            reply = dnslib.DNSRecord.parse(packed).reply()
-            for i in range(count):
-                reply.add_answer(dnslib.RR("ten", rdata=dnslib.A(f"10.0.200.{i}"), ttl=0))
-            reply.pack()
-        each = (time.process_time() - begun) / 500 * 1e6
-        print(f"{f'dnslib alone, A, {count} record' + 's' * (count > 1):<44} {each:8.1f}")
+    begun = time.process_time()
+    for _ in range(500):
+        reply = dnslib.DNSRecord.parse(packed).reply()
+        for i in range(count):
+            reply.add_answer(dnslib.RR("ten", rdata=dnslib.A(f"10.0.200.{i}"), ttl=0))
+        reply.pack()
+    return (time.process_time() - begun) / 500 * 1e6
 
 
-async def run(folder: Path, count: int) -> None:
+WORK = (
+    ("A, 1 record, ready", question("s7")),
+    ("A, 10 records, ready", question("ten")),
+    ("AAAA of a known name, ready", question("s7", "AAAA")),
+    ("A, 1 record, not ready", mixed("s7")),
+    ("A, 10 records, not ready", mixed("ten")),
+    ("a name of the cluster that means nothing", question("tasks.nobody")),
+)
+
+
+async def questions(pid: int, place: Path, rounds: int) -> None:
+    loop = asyncio.get_running_loop()
+    taken: dict[str, list[tuple[float, ...]]] = {what: [] for what, _ in WORK}
+    alone: dict[int, list[float]] = {1: [], 10: []}
+    for _ in range(rounds):
+        for what, make in WORK:
+            taken[what].append(await loop.run_in_executor(None, measure, pid, place, make))
+        for records, found in alone.items():
+            found.append(library(records))
+    heads = ("CPU us", "q/s here", "p50 us", "p99 us")
+    print(f"\n{'question':<42} {'per core':>8}  " + "".join(f"{head:<27}" for head in heads))
+    for what, found in taken.items():
+        columns = list(zip(*found, strict=True))
+        print(f"{what:<42} {1e6 / max(statistics.median(columns[0]), 0.1):8.0f}  " + "".join(f"{spread(list(c)):<27}" for c in columns))
+    for records, values in alone.items():
+        print(f"{f'dnslib alone, A, {records} record' + 's' * (records > 1):<52} {spread(values)}")
+
+
+async def run(folder: Path, count: int, rounds: int) -> None:
     (folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
     names = ResolverNames(folder / "run", resolvers=folder / "resolv.conf")
     begun = time.perf_counter()
@@ -183,19 +195,7 @@ async def run(folder: Path, count: int) -> None:
         begun = time.perf_counter()
         assert not await names.compare()
         print(f"compare of 200 containers {1e3 * (time.perf_counter() - begun):.0f} ms")
-        print(f"\n{'question':<44} {'CPU us':>8} {'per core':>10} {'q/s here':>10} {'p50 us':>8} {'p99 us':>8}")
-        work = [
-            ("A, 1 record, ready", question("s7")),
-            ("A, 10 records, ready", question("ten")),
-            ("AAAA of a known name, ready", question("s7", "AAAA")),
-            ("A, 1 record, not ready", mixed("s7")),
-            ("A, 10 records, not ready", mixed("ten")),
-            ("a name of the cluster that means nothing", question("tasks.nobody")),
-        ]
-        loop = asyncio.get_running_loop()
-        for what, make in work:
-            await loop.run_in_executor(None, measure, what, pid, pins[0], make)
-        library()
+        await questions(pid, pins[0], rounds)
     finally:
         await names.destroy()
         for pin in pins:
@@ -207,12 +207,11 @@ def _fields(snapshot: Snapshot) -> dict[str, object]:
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-    folder = Path(tempfile.mkdtemp(prefix=f"skb{os.getpid()}-", dir="/run"))
-    try:
-        asyncio.run(run(folder, count))
-    finally:
-        shutil.rmtree(folder)
+    count, rounds = (int(x) for x in (*sys.argv[1:], *("1000", "5")[len(sys.argv) - 1 :]))
+    folder = Path(f"/run/skbench{os.getpid()}")
+    with after.cleared(["folder", str(folder)]):
+        folder.mkdir()
+        asyncio.run(run(folder, count, rounds))
 
 
 if __name__ == "__main__":
