@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +147,23 @@ def test_a_subpath_stays_inside(node: Node) -> None:
         with pytest.raises(SkepError, match=f"subpath must be a relative path within the volume: {path}"):
             node.volumes.subpath(volume, path)
     assert node.volumes.subpath(volume, "a//b/../c") == str(node.root / ".mounts/.sub/data/a%2Fc")
+
+
+def test_folders_nested_deeper_than_a_recursion_goes_are_measured_and_removed(node: Node) -> None:
+    """A container may leave such; it must keep neither a removal nor the next start of the daemon from its end."""
+    made = node.do("create")
+    at = os.open(node.volumes.mountpoint(made), os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=at)
+        at, last = os.open("d", os.O_RDONLY, dir_fd=at), at
+        os.close(last)
+    os.close(at)
+    (node.root / made.name).rename(node.root / f".{made.name}.gone")
+    try:
+        node.volumes = node.again()
+        assert not list(node.root.iterdir())
+    finally:
+        # not pytest's affair: it would stumble too
+        subprocess.run(["rm", "-rf", str(node.root)], check=True)
+    made = node.do("create", "kept")
+    assert node.do("prune", all=True) == (["kept"], 0)

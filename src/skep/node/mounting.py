@@ -93,20 +93,3 @@ def _run(*command: str, keep: Sequence[int] = ()) -> str:
     if done.returncode == 0:
         return ""
     return (done.stderr.decode(errors="replace").strip().splitlines() or [f"{command[0]} ended with {done.returncode}"])[0].rstrip(".")
-
-
-def folder_size(path: str) -> int:
-    """Bytes of the regular files below, those with several names once."""
-    total, counted = 0, set()
-    for folder, _, files in os.walk(path):
-        for name in files:
-            try:
-                found = os.lstat(os.path.join(folder, name))
-            except OSError:
-                continue
-            if found.st_nlink > 1:
-                if found.st_ino in counted:
-                    continue
-                counted.add(found.st_ino)
-            total += found.st_size
-    return total

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from skep.clock import Clock
+from skep.engine import trees
 from skep.engine.base import Container, Mount
 from skep.errors import Conflict, Invalid, NotFound, SkepError
 from skep.ids import Random, new_hex
@@ -88,7 +88,8 @@ class Volumes:
         for entry in sorted(self._root.iterdir()):
             if entry.name.startswith("."):
                 if entry.name != ".mounts":
-                    shutil.rmtree(entry, ignore_errors=True)
+                    with suppress(OSError):
+                        trees.remove(entry)
             elif (entry / "_data").is_dir() and _NAME.fullmatch(entry.name):
                 self._volumes[entry.name] = self._read(entry)
 
@@ -141,7 +142,7 @@ class Volumes:
     async def usage(self, names: Iterable[str] | None = None) -> dict[str, int]:
         """Bytes of the files of each; none of one with options that is not mounted."""
         wanted = [self._volumes[name] for name in (self._volumes if names is None else names) if name in self._volumes]
-        return await _thread(lambda: {volume.name: mounting.folder_size(self.mountpoint(volume)) for volume in wanted})
+        return await _thread(lambda: {volume.name: trees.size(self.mountpoint(volume)) for volume in wanted})
 
     # making and removing
 
@@ -172,7 +173,7 @@ class Volumes:
 
     def _make(self, volume: Volume) -> None:
         making = self._root / f".{volume.name[:200]}.new"
-        shutil.rmtree(making, ignore_errors=True)
+        trees.remove(making)
         self._root.mkdir(mode=0o711, parents=True, exist_ok=True)
         try:
             making.mkdir(mode=0o701)
@@ -187,7 +188,8 @@ class Volumes:
             making.rename(self._root / volume.name)
             self._volumes[volume.name] = volume
         except BaseException:
-            shutil.rmtree(making, ignore_errors=True)
+            with suppress(OSError):
+                trees.remove(making)
             raise
 
     async def remove(self, name: str, *, force: bool = False) -> bool:
@@ -224,11 +226,13 @@ class Volumes:
         gone = self._root / f".{name[:200]}.gone"
 
         def erase() -> None:
-            shutil.rmtree(gone, ignore_errors=True)
+            with suppress(OSError):
+                trees.remove(gone)
             with suppress(FileNotFoundError):
                 (self._root / name).rename(gone)
             self._volumes.pop(name, None)
-            shutil.rmtree(gone, ignore_errors=True)
+            with suppress(OSError):
+                trees.remove(gone)
 
         try:
             await _thread(erase)

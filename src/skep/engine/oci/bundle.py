@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from skep.engine import trees
 from skep.engine.base import ContainerConfig, Exit
 from skep.engine.oci import bpf, kernel, mounting, seccomp, spec, users
 from skep.engine.oci.devices import devices_of
@@ -370,9 +370,7 @@ def remove_tree(path: Path) -> None:
     """Tried again where something was put into it meanwhile; what is no longer there is no error."""
     for attempt in range(3):
         try:
-            shutil.rmtree(path)
-            return
-        except FileNotFoundError:
+            trees.remove(path)
             return
         except OSError:
             if attempt == 2:

@@ -17,16 +17,16 @@ import asyncio
 import errno
 import hashlib
 import os
-import shutil
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
+from skep.engine import trees
 from skep.engine.base import Progress
 from skep.engine.oci.files import flush_file_system, write_file
 from skep.engine.oci.manifest import Descriptor
@@ -75,6 +75,7 @@ class Layers:
         self._held: Counter[str] = Counter()
         self._records: dict[str, Record] = {}
         self._short: dict[str, str] = {}
+        self._removed = 0
         self.partials = Partials(root, self.executor)
         self._load()
 
@@ -84,12 +85,12 @@ class Layers:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for entry in self._layers.iterdir():
             if entry.suffix:
-                shutil.rmtree(entry, ignore_errors=True)
+                _erase(entry)
                 continue
             try:
                 self._records[entry.name] = msgspec.json.decode((entry / "layer.json").read_bytes(), type=Record)
             except (OSError, msgspec.MsgspecError):
-                shutil.rmtree(entry, ignore_errors=True)
+                _erase(entry)
         for link in self._links.iterdir():
             name = Path(os.readlink(link)).parent.name
             if name in self._records and name not in self._short:
@@ -220,16 +221,24 @@ class Layers:
             name = _name(made.diff_id)
             if name not in self._records:
                 kept = Record(size=made.size, total=made.total, blobs=(blob,) if blob else ())
-                await loop.run_in_executor(self.executor, _settle, making, self._layers / name, kept)
-                self._records[name] = kept
-                self._link(name)
+                await self._keep(making, name, kept)
             return made.diff_id
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise TooMuch(f"{shortage(self._layers) or 'no space left'} for the layer on {self._layers}") from None
             raise SkepError(f"the layer cannot be kept: {(error.strerror or str(error)).lower()}: {self._layers}") from None
         finally:
-            shutil.rmtree(making, ignore_errors=True)
+            await _settled(loop.run_in_executor(self.executor, _erase, making))
+
+    async def _keep(self, making: Path, name: str, kept: Record) -> None:
+        """It is known as soon as it is in its place, also when nobody waits for it any more."""
+        settling = asyncio.get_running_loop().run_in_executor(self.executor, _settle, making, self._layers / name, kept)
+        try:
+            await _settled(settling)
+        finally:
+            if settling.exception() is None and name not in self._records:
+                self._records[name] = kept
+                self._link(name)
 
     def _link(self, name: str) -> None:
         if name in self._short:
@@ -243,13 +252,15 @@ class Layers:
         """Remove all layers but these and those that are held; returns the removed diff ids."""
         kept = {_name(diff_id) for diff_id in keep} | {_name(diff_id) for diff_id in self._held}
         gone = sorted(set(self._records) - kept)
+        paths = []
         for name in gone:
             del self._records[name]
             (self._links / self._short.pop(name)).unlink(missing_ok=True)
-            (self._layers / name).rename(self._layers / f"{name}.gone")
-        loop = asyncio.get_running_loop()
-        for name in gone:
-            await loop.run_in_executor(self.executor, _erase, self._layers / f"{name}.gone")
+            # an earlier one of this name may still be on its way out
+            self._removed += 1
+            paths.append((self._layers / name).rename(self._layers / f"{name}.gone{self._removed}"))
+        # all in one step: it goes on when nobody waits for it any more
+        await asyncio.get_running_loop().run_in_executor(self.executor, _erase, *paths)
         return [f"sha256:{name}" for name in gone]
 
 
@@ -259,22 +270,42 @@ def _name(diff_id: str) -> str:
 
 def _prepare(making: Path) -> BinaryIO:
     """An empty folder for it; gives the file for the record of its tar."""
-    if making.exists():
-        shutil.rmtree(making)
+    trees.remove(making)
     making.mkdir(mode=0o700)
     (making / "diff").mkdir()
     (making / "diff").chmod(0o755)
     return open(making / "tar.z", "wb")
 
 
-def _erase(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
+def _erase(*paths: Path) -> None:
+    """What cannot be removed is tried again at the next start."""
+    for path in paths:
+        with suppress(OSError):
+            trees.remove(path)
 
 
 def _settle(making: Path, final: Path, record: Record) -> None:
     (making / "layer.json").write_bytes(msgspec.json.encode(record))
     flush_file_system(making)
-    making.rename(final)
+    try:
+        making.rename(final)
+    except OSError as error:
+        # the same layer came another way meanwhile (pulled, and loaded from an archive)
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not (final / "layer.json").exists():
+            raise
+
+
+async def _settled(step: asyncio.Future[None]) -> None:
+    """A thread must not outlive what guards it: when cancelled, not before it has ended."""
+    cancelled = False
+    while not step.done():
+        try:
+            await asyncio.wait([step])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    step.result()
 
 
 async def _watched(source: AsyncGenerator[bytes, None], blob: Descriptor, report: Report) -> AsyncGenerator[bytes, None]:

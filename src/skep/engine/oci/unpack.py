@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor
@@ -21,6 +20,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from skep.engine import trees
 from skep.engine.oci.compression import decompressor
 from skep.engine.oci.tarsplit import Splitter
 from skep.errors import SkepError
@@ -268,7 +268,7 @@ def _forbidden(found: os.stat_result) -> bool:
 def _whiteout(directory: str, entry: os.DirEntry[str]) -> None:
     """https://github.com/opencontainers/image-spec/blob/main/layer.md#whiteouts; `.wh..wh.*` beyond the opaque mark is AUFS' own."""
     if entry.is_dir(follow_symlinks=False):
-        shutil.rmtree(entry.path)
+        trees.remove(entry.path)
     else:
         os.unlink(entry.path)
     hidden = entry.name.removeprefix(".wh.")
