@@ -43,7 +43,7 @@ class Launched(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _base(places: Places, id: str, name: str, bundle: Path, tty: bool) -> list[str]:
-    command = [places.conmon, "--api-version", "1", "-c", id, "-u", id, "-n", name, "-r", places.runtime.path, "-b", str(bundle)]
+    command = [places.conmon, "--api-version", "1", "-c", id, "-u", id, "-n", name, "-r", places.runtime.program, "-b", str(bundle)]
     for option in places.runtime.options(places.state):
         command += ["--runtime-arg", option]
     if tty:  # the runtime's stderr is the terminal then, and its complaint would be lost

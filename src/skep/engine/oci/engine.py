@@ -33,6 +33,7 @@ from skep.engine.oci.inotify import Inotify
 from skep.engine.oci.launch import Launched, find, launch, reason
 from skep.engine.oci.operations import Operations
 from skep.engine.oci.rotation import Rotation
+from skep.engine.oci.sealed import seal
 from skep.engine.oci.streams import AttachStreams, Sizes
 from skep.engine.oci.watching import Watching
 from skep.errors import Conflict, Invalid, NotFound, SkepError, Unavailable
@@ -106,7 +107,7 @@ class OciEngine(Control, Contents):
         self._lock = kernel.lock(str(self._folders.run / "engine.lock"))
         kernel.make_shared_root(str(self._folders.run))
         self._folders.make()
-        chosen = runtime.choose(self._wanted, self._folders.run, self._cgroup_parent)
+        chosen, self._sealed = seal(runtime.choose(self._wanted, self._folders.run, self._cgroup_parent))
         return chosen, host_facts(), Filters(chosen)
 
     async def shut_down(self) -> None:
@@ -117,7 +118,9 @@ class OciEngine(Control, Contents):
             for streams in (*entry.waiting, *entry.attached):
                 await streams.close()
         self._inotify.close()
-        os.close(self._lock)
+        for fd in (self._lock, self._sealed):
+            if fd >= 0:
+                os.close(fd)
 
     async def destroy(self) -> None:
         """Remove all containers and everything else of ours but images; instead of `shut_down`."""

@@ -40,9 +40,15 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     """Takes the seccomp filter as a compiled program."""
     direct: bool = False
     """A created container is let go through its FIFO, without a process of the runtime (`let_go`)."""
+    sealed: str = ""
+    """What is run in the place of `path` (sealed.py)."""
+
+    @property
+    def program(self) -> str:
+        return self.sealed or self.path
 
     def command(self, state: Path) -> list[str]:
-        return [self.path, *self.options(state)]
+        return [self.program, *self.options(state)]
 
     def options(self, state: Path) -> list[str]:
         return ["--root", str(state), *(["--cgroup-manager=cgroupfs"] if self.name == "crun" else [])]
