@@ -1,3 +1,4 @@
+# ruff: noqa: ASYNC240 - tests may block
 """The runtime's copy in memory: what is run is the very program, nobody can change it, and it goes with the engine."""
 
 from __future__ import annotations
