@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,17 +152,19 @@ def test_conmon_killed(restart: bool) -> None:
 
 
 def test_what_a_crash_left_unfinished_is_removed() -> None:
-    """A folder without its record; a record whose start was under way: a process that waits for its go."""
+    """A folder without its record; a record whose start was under way: a process that waits for its go; what a removal had not got to."""
     bench = Bench()
 
     async def main() -> None:
         engine = bench.engine()
         await engine.start_up()
-        made, half = config("sleep", "600"), config("sleep", "600")
-        for one in (made, half):
+        made, half, gone = config("sleep", "600"), config("sleep", "600"), config("sleep", "600")
+        for one in (made, half, gone):
             await engine.create(one)
         await engine.start(made.id)
         await engine.shut_down()
+        shutil.rmtree(bench.data / "containers" / gone.id)
+        (bench.run / "exits" / gone.id).write_text("0")
         (bench.data / "containers" / half.id / "state").unlink()
         record = bench.data / "containers" / made.id / "state"
         # as if we had died between the go and writing it down, or while writing
@@ -171,6 +174,7 @@ def test_what_a_crash_left_unfinished_is_removed() -> None:
         await engine.start_up()
         try:
             assert engine.get(half.id) is None
+            assert os.listdir(bench.run / "c") == [made.id] and not os.listdir(bench.run / "exits")
             container = engine.get(made.id)
             assert container is not None and container.running and container.pid > 0
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -119,6 +120,15 @@ def test_a_rotation_that_fails_leaves_the_log_where_it_was(tmp_path: Path) -> No
 
 
 @pytest.mark.root
+def test_a_log_whose_container_was_removed_ends(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(line(0, "0"))
+    reader = Reader(tmp_path, -1, {1})
+    shutil.rmtree(tmp_path)
+    assert [record.data for record in reader.read() or ()] == [b"0\n"]
+    assert reader.read() is None
+    reader.close()
+
+
 def test_partial_lines_streams_and_windows() -> None:
     async def main() -> None:
         async with running_engine() as engine:

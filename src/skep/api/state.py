@@ -16,6 +16,7 @@ from aiohttp import web
 from skep.api.cache import Encoded
 from skep.api.context import Context
 from skep.api.execs import Execs
+from skep.errors import Unavailable
 from skep.node.containers import Containers
 from skep.node.health import Health
 
@@ -75,9 +76,10 @@ class State:
         return outcome()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run beside the requests, as long as the server runs."""
+        """Run beside the requests, as long as the server runs. Raises Unavailable where it is ending."""
         if self.group is None:
-            raise RuntimeError("no server runs this application")
+            work.close()
+            raise Unavailable("this node's daemon is ending")
         self.group.create_task(work)
 
 

@@ -13,7 +13,7 @@ from skep.api.routes.containers import find
 from skep.api.routing import Call, Routes, answer, nothing
 from skep.api.streams import Hijacked, close_writer, detach_keys, frame, pump, stream_type, take_over
 from skep.engine.base import Exec, ExecConfig
-from skep.errors import Conflict, Invalid, NotFound, SkepError
+from skep.errors import Conflict, Invalid, NotFound, SkepError, Unavailable
 from skep.model.base import Spec
 
 ROUTES = Routes()
@@ -127,7 +127,11 @@ async def _run(call: Call, instance: ExecInstance, config: ExecConfig) -> Exec:
         instance.end(code, call.context.clock.now())
         _publish(call, instance, "exec_die", exitCode=str(code))
 
-    call.state.spawn(note_exit())
+    try:
+        call.state.spawn(note_exit())
+    except Unavailable:
+        await process.streams.close()
+        raise
     return process
 
 

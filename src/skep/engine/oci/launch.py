@@ -88,10 +88,20 @@ def find(folders: Folders, clock: Clock) -> list[Found]:
         if now is not stored:
             bundle.append(folders, now)
         found.append(Found(now, unfinished))
-    for leftover in (folders.run / "x").iterdir():
-        bundle.remove_tree(leftover)
+    _sweep(folders, {one.stored.config.id for one in found})
     found.sort(key=lambda one: one.stored.created_at)
     return found
+
+
+def _sweep(folders: Folders, known: set[str]) -> None:
+    """What is left in RUN of a container whose removal was cut short, and of execs."""
+    for id in set(os.listdir(folders.run / "c")) - known:
+        bundle.unmount(folders, id)
+        bundle.remove_tree(folders.bundle(id))
+    for id in set(os.listdir(folders.exits)) - known:
+        (folders.exits / id).unlink(missing_ok=True)
+    for leftover in (folders.run / "x").iterdir():
+        bundle.remove_tree(leftover)
 
 
 def _as_it_is(folders: Folders, stored: Stored, boot: str, now: int) -> Stored:

@@ -76,7 +76,10 @@ class Lines:
 def candidates(folder: Path) -> list[Path]:
     """Every name a file of this log may have, newest first. Rotation only moves files to later names: who opens them in this order may
     see one twice, but misses none; a list of what is there would miss one that is being renamed."""
-    names = os.listdir(folder)
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:  # the container was removed
+        return []
     numbers = [int(name[len(NAME) + 1 :]) for name in names if name.startswith(f"{NAME}.") and name[len(NAME) + 1 :].isdigit()]
     return [folder / NAME, *(folder / f"{NAME}.{number}" for number in range(1, max(numbers, default=0) + 2))]
 
