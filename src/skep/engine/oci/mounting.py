@@ -51,9 +51,14 @@ def _mount_of(path: str) -> kernel.MountPoint:
 
 def reachable(mounts: Sequence[Mount], folder: str, apart: bool) -> tuple[Mount, ...]:
     """The same mounts from where the runtime can see them. What was mounted after its namespace was made arrives there only if it lies
-    in a shared mount; else it is bound below `folder`, which does. Idempotent."""
+    in a shared mount; else it is bound below `folder`, which does. Idempotent.
+
+    A file has nothing mounted below it: `rro` is left out, which crun 1.8 understands for directories only ("Not a directory").
+    """
     out = []
     for number, mount in enumerate(mounts):
+        if mount.kind == "bind" and "rro" in mount.options and not os.path.isdir(mount.source):
+            mount = msgspec.structs.replace(mount, options=tuple(option for option in mount.options if option != "rro"))
         if apart and mount.kind == "bind" and os.path.exists(mount.source):
             point = _mount_of(os.path.realpath(mount.source))
             if point.path != "/" and not point.shared and not point.slave:
@@ -66,7 +71,7 @@ def _bind_below(mount: Mount, target: str) -> str:
     os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
     if os.path.isdir(mount.source):
         os.makedirs(target, exist_ok=True)
-    else:
+    elif not os.path.lexists(target):  # what is bound there already may be a socket, or a pipe nobody reads
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     if not os.path.ismount(target) and not any(point.path == target for point in kernel.mounts()):
         kernel.mount(mount.source, target, flags=kernel.MS_BIND | (kernel.MS_REC if mount.recursive else 0))
