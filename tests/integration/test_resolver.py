@@ -211,6 +211,45 @@ def test_many_questions_at_once_are_bounded(world: NamesWorld, box: Path) -> Non
     assert within(box, call) == {"SERVFAIL": 200 - 128, "NOERROR": 1}
 
 
+def test_servers_that_lead_back_to_us_are_not_asked(world: NamesWorld, box: Path) -> None:
+    """Each question would come back as another, a hundred deep and again and again."""
+    world.elsewhere(named)
+    inside = world.elsewhere(named, box)
+    world.serve(box, "net1id", servers=("127.0.0.11", "::ffff:127.0.0.11"))
+    for tcp in (False, True):
+        begun = time.monotonic()
+        assert found(box, "example.org", tcp=tcp) == ["SERVFAIL"]
+        assert time.monotonic() - begun < 1, "at once, not when the last of them has given up"
+    world.serve(box, "net1id", servers=("127.0.0.11", "127.0.0.1"))
+    assert found(box, "example.org") == ["192.0.2.1"] and inside.asked == ["example.org"]
+
+
+def test_who_asks_much_keeps_nobody_else_from_asking(world: NamesWorld, box: Path) -> None:
+    """Nine containers with all that each may have waiting are more than the process holds; the tenth is answered."""
+    world.elsewhere(lambda q: named(q) if str(q.q.qname) == "example.org." else None)
+
+    def flood() -> socket.socket:
+        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        s.connect(("127.0.0.11", 53))
+        for i in range(140):
+            s.send(dnslib.DNSRecord.question(f"n{i}.org").pack())
+        return s
+
+    paths = [world.sandbox(f"flood{number}", f"10.0.1.{100 + number}") for number in range(9)]
+    for path in paths:
+        world.serve(path, "net1id")
+    held = [within(path, flood) for path in paths]
+    try:
+        for s in held:
+            s.settimeout(5)
+            assert s.recv(512)[3] & 15 == 2, "SERVFAIL: it has all it may have"
+        assert found(box, "example.org") == ["192.0.2.1"]
+        assert found(box, "example.org", tcp=True) == ["192.0.2.1"]
+    finally:
+        for s in held:
+            s.close()
+
+
 # -- what is sent by mistake or by malice
 
 

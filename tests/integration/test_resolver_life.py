@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -14,7 +15,7 @@ import pytest
 from names_world import BASE, NamesWorld, found, local, named, names_world, snapshot, task, until
 from netlab import within
 
-from skep.datapath import netns, nft
+from skep.datapath import netns, nft, orders
 from skep.datapath.base import Resolving, Sandbox
 from skep.errors import SkepError
 
@@ -194,3 +195,32 @@ def test_a_libc_finds_names_and_waits_for_a_resolver_that_is_replaced(world: Nam
     assert getent("nothing") == []
     os.kill(world.pid, signal.SIGKILL)
     assert getent("web") == ["10.0.1.2"]
+
+
+def test_one_that_was_killed_while_it_wrote_serves_each_container_once(world: NamesWorld, box: Path) -> None:
+    folder = world.names.folder / "sandboxes"
+    shutil.copy(folder / "box", folder / ".box.4711")
+    until(lambda: (world.names.folder / "state").exists())
+    before = len(os.listdir(f"/proc/{world.pid}/fd"))
+    pid = world.pid
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: world.names._line is not None and world.pid != pid)
+    assert found(box, "web") == ["10.0.1.2"]
+    assert os.listdir(folder) == ["box"] and len(os.listdir(f"/proc/{world.pid}/fd")) == before
+    world.loop.run(world.names.forget("box"))
+    assert len(os.listdir(f"/proc/{world.pid}/fd")) == before - 2
+
+
+def test_the_comparison_goes_on_when_one_cannot_be_served(world: NamesWorld, box: Path) -> None:
+    for number in range(3):
+        world.serve(world.sandbox(f"more{number}", f"10.0.1.{60 + number}"), "net1id")
+    line = world.names._line
+    assert line is not None
+    for id in ("more0", "more1"):
+        line.ask(orders.Forget(id=id))
+    netns.remove(world.folder / "more0")
+    (world.folder / "more0").touch()
+    said = world.loop.run(world.names.compare())
+    assert [s for s in said if "more1" in s] == ["the resolver did not know sandbox more1: told it again"]
+    assert any("more0" in s and "cannot serve it" in s for s in said)
+    assert found(world.folder / "more1", "web") == ["10.0.1.2"]

@@ -7,10 +7,14 @@ the node's address, leaving it takes away the cluster's part and nothing else. S
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Protocol
 
 from skep.datapath.base import Datapath, HostPort, LocalState, Names, Place, Resolving, Sandbox, Snapshot
+from skep.errors import SkepError
+
+log = logging.getLogger(__name__)
 
 
 class ClusterAware(Datapath, Protocol):
@@ -58,7 +62,7 @@ class NodeNetwork:
             try:
                 await self._names.serve(sandbox, self._kernel.networks_of(sandbox_id), resolving)
             except BaseException:
-                await self._kernel.detach(sandbox_id)
+                await self.detach(sandbox_id)
                 raise
         return sandbox
 
@@ -76,8 +80,14 @@ class NodeNetwork:
         await self._names.serve(sandbox, self._kernel.networks_of(sandbox_id), resolving)
 
     async def detach(self, sandbox_id: str) -> None:
-        await self._names.forget(sandbox_id)
-        await self._kernel.detach(sandbox_id)
+        """Where the resolver does not answer, the address and ports are given back all the same: whoever serves by then finds the
+        namespace gone."""
+        try:
+            await self._names.forget(sandbox_id)
+        except SkepError as error:
+            log.warning("names in sandbox %s: %s", sandbox_id, error.message)
+        finally:
+            await self._kernel.detach(sandbox_id)
 
     async def sandboxes(self) -> list[str]:
         return await self._kernel.sandboxes()
@@ -105,8 +115,10 @@ class NodeNetwork:
         await self._kernel.join(address)
 
     async def leave(self) -> None:
-        await self._names.apply(Snapshot())
-        await self._kernel.leave()
+        try:
+            await self._names.apply(Snapshot())
+        finally:
+            await self._kernel.leave()
 
 
 class MemberNetwork:

@@ -66,7 +66,8 @@ class Resolver:
         if local is not None:
             self._world.facts.change_local(local)
         for file in list((self._folder / orders.SANDBOXES).iterdir()):
-            spec = _read(file, orders.Serve)
+            # one that was being written when its writer was killed has a name with a dot
+            spec = _read(file, orders.Serve) if not file.name.startswith(".") else None
             if spec is None or not netns.pinned(Path(spec.path)):
                 file.unlink(missing_ok=True)
                 continue

@@ -157,10 +157,15 @@ class ResolverNames:
         if self._told is not None and done.version != self._version:
             self._mended.append(f"the resolver stood at version {done.version}, not {self._version}: told everything again")
             self._ask(self._everything())
-        for id, spec in self._served.items():
-            if id not in {s.id for s in self._line_now().ask(orders.Hello()).served} and os.path.exists(spec.path):
-                self._mended.append(f"the resolver did not know sandbox {id}: told it again")
-                self._ask(spec)
+        there = {spec.id for spec in self._ask(orders.Hello()).served}
+        for id, spec in list(self._served.items()):
+            if id not in there and os.path.exists(spec.path):
+                try:
+                    self._ask(spec)
+                except SkepError as error:
+                    self._mended.append(f"the resolver does not know sandbox {id}, and cannot serve it: {error.message}")
+                else:
+                    self._mended.append(f"the resolver did not know sandbox {id}: told it again")
         said, self._mended = [*self._mended, *done.said], []
         return said
 

@@ -30,6 +30,8 @@ BURST = 64
 """Datagrams read at a time, before others have their turn."""
 WAITING, CONVERSATIONS, ALL_WAITING = 128, 32, 1024
 """Questions with other servers and TCP connections of one container; both of all containers."""
+SHARE = 8
+"""What a container may have waiting even where others have used up all: a few that ask much keep nobody else from asking."""
 IDLE = 10.0
 """Seconds for which a TCP connection may say nothing."""
 PROBE_PATIENCE = 1.0
@@ -163,7 +165,7 @@ class Place:
         if isinstance(answer, int):
             return dns.failure(data[:2], query, answer)
         if answer is None:
-            if len(self._tasks) >= WAITING or self._world.waiting >= ALL_WAITING:
+            if self._full:
                 return dns.failure(data[:2], query, dns.SERVFAIL)
             self._begin(self._pass_on(query, data, peer))
             return None
@@ -172,6 +174,11 @@ class Place:
                 self._cache.clear()
             self._cache[data[2:]] = answer
         return answer.message(data[:2])
+
+    @property
+    def _full(self) -> bool:
+        mine = len(self._tasks)
+        return mine >= WAITING or (self._world.waiting >= ALL_WAITING and mine >= SHARE)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         self._world.waiting += 1
@@ -205,7 +212,7 @@ class Place:
             connection, _ = self._sockets.tcp.accept()
         except OSError:
             return
-        if self._conversations >= CONVERSATIONS or self._world.waiting >= ALL_WAITING:
+        if self._conversations >= CONVERSATIONS or self._full:
             connection.close()
             return
         connection.setblocking(False)

@@ -8,9 +8,11 @@ socket, a port and an id of its own; what does not answer exactly that is not he
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import socket
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from skep.datapath import dns, sockets
@@ -46,6 +48,10 @@ class Upstream:
         """The first answer that is one, with the id that `data` has; a server's own failure when none has a better answer; None when
         none has answered. `servers`: asked from inside the container at `path`; empty: the node's. `tcp`: the answer may be long."""
         place = path if servers else ""
+        # what leads back to us would be asked of us again, and again: thousands of questions for one
+        servers = tuple(server for server in servers if not is_own(server))
+        if place and not servers:
+            return None
         failed: bytes | None = None
         with suppress(TimeoutError):
             async with asyncio.timeout(ALL_PATIENCE):
@@ -79,6 +85,16 @@ class Upstream:
             return None
         self._slow.pop(server, None)
         return response
+
+
+@lru_cache(1024)
+def is_own(server: str) -> bool:
+    """Whether it is the address at which we answer inside a container, in any form."""
+    try:
+        address = ipaddress.ip_address(server.partition("%")[0])
+    except ValueError:
+        return False
+    return str(getattr(address, "ipv4_mapped", None) or address) == sockets.ADDRESS
 
 
 def read_servers(text: str) -> tuple[str, ...]:
