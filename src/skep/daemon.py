@@ -175,6 +175,9 @@ class Node:
                     log.warning("network: %s", sentence)
             except SkepError as error:
                 log.error("this node's network could not be compared with what it should be: %s", error.message)
+            except Exception:
+                # a namespace that went while it was looked at, say: no reason for the whole node to stop
+                log.exception("this node's network could not be compared with what it should be")
 
     def health(self, task_id: str) -> Health | None:
         """What a task's health check has found here."""

@@ -1,8 +1,8 @@
 """Images that nobody needs any more make room when the disk fills: between two water marks, the longest unused first.
 
 Never removed: what a container was made from; what the services with tasks here run now or ran before (a rollback must not wait for a
-registry); what is young; what no registry is known to have. `choose` decides and is pure; `ImageGarbage` looks, once a minute.
-See docs/images.md.
+registry); what is young; what no registry is known to have. `choose` decides and is pure; `ImageGarbage` looks, at the start and then
+once a minute. See docs/images.md.
 """
 
 from __future__ import annotations
@@ -130,15 +130,17 @@ class ImageGarbage:
             return Uses()
 
     async def run(self) -> None:
-        """As long as the daemon lives."""
+        """As long as the daemon lives. The first look is at once: a daemon that a full disk ends again and again gets rid of some too."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch())
             while True:
-                await self._clock.sleep(EVERY)
                 try:
                     await self.look()
                 except (SkepError, OSError) as error:
                     log.warning("unused images cannot be removed: %s", error)
+                except Exception:
+                    log.exception("unused images cannot be removed")
+                await self._clock.sleep(EVERY)
 
     async def _watch(self) -> None:
         queue = self._engine.subscribe()
