@@ -165,12 +165,46 @@ def test_with_the_hosts_processes_none_of_its_own_is_left_behind(runtime: str) -
     asyncio.run(main())
 
 
+LIMITS_V1 = {
+    "memory/memory.limit_in_bytes": str(64 << 20),
+    "memory/memory.memsw.limit_in_bytes": str(96 << 20),
+    "memory/memory.soft_limit_in_bytes": str(32 << 20),
+    "memory/memory.swappiness": "7",
+    "cpu/cpu.shares": "512",
+    "cpu/cpu.cfs_period_us": "50000",
+    "cpu/cpu.cfs_quota_us": "25000",
+    "cpuset/cpuset.cpus": "0",
+    "cpuset/cpuset.mems": "0",
+    "pids/pids.max": "33",
+}
+LIMITS_V2 = {
+    "memory.max": str(64 << 20),
+    "memory.swap.max": str(32 << 20),
+    "memory.low": str(32 << 20),
+    "cpu.max": "25000 50000",
+    "cpu.weight": "less than 100",
+    "cpuset.cpus": "0",
+    "cpuset.mems": "0",
+    "pids.max": "33",
+}
+
+
+def limits_in_kernel(group: str, v2: bool) -> dict[str, str]:
+    """How shares become a weight differs from runtime to runtime."""
+    found = {}
+    for name in LIMITS_V2 if v2 else LIMITS_V1:
+        controller, slash, file = name.rpartition("/")
+        found[name] = Path(f"/sys/fs/cgroup/{controller}{slash}{group}/{file}").read_text().strip()
+    if v2 and 1 < int(found["cpu.weight"]) < 100:
+        found["cpu.weight"] = "less than 100"
+    return found
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_every_limit_reaches_the_kernel(runtime: str) -> None:
     async def main() -> None:
         async with running_engine(runtime) as engine:
-            if engine.describe()["cgroup_version"] == "2":
-                pytest.skip("the files below are those of cgroup v1")
+            v2 = engine.describe()["cgroup_version"] == "2"
             limits = Limits(
                 memory=64 << 20,
                 memory_swap=96 << 20,
@@ -188,26 +222,17 @@ def test_every_limit_reaches_the_kernel(runtime: str) -> None:
             made = config("sleep", "600", limits=limits, cgroup_parent=f"{engine.describe()['cgroup_parent']}/own")
             await engine.create(made)
             await engine.start(made.id)
-            expected = {
-                "memory/memory.limit_in_bytes": str(64 << 20),
-                "memory/memory.memsw.limit_in_bytes": str(96 << 20),
-                "memory/memory.soft_limit_in_bytes": str(32 << 20),
-                "memory/memory.swappiness": "7",
-                "cpu/cpu.shares": "512",
-                "cpu/cpu.cfs_period_us": "50000",
-                "cpu/cpu.cfs_quota_us": "25000",
-                "cpuset/cpuset.cpus": "0",
-                "cpuset/cpuset.mems": "0",
-                "pids/pids.max": "33",
-            }
-            for name, value in expected.items():
-                controller, _, file = name.partition("/")
-                found = Path(f"/sys/fs/cgroup/{controller}{engine.describe()['cgroup_parent']}/own/{made.id}/{file}").read_text().strip()
-                assert found == value, name
-            control = Path(f"/sys/fs/cgroup/memory{engine.describe()['cgroup_parent']}/own/{made.id}/memory.oom_control").read_text()
-            assert "oom_kill_disable 1" in control
-            if "blkio_weight" not in engine.describe()["limits_missing"]:
-                assert list(Path(f"/sys/fs/cgroup/blkio{engine.describe()['cgroup_parent']}/own/{made.id}").glob("blkio*weight"))
+            own = f"{engine.describe()['cgroup_parent']}/own/{made.id}".strip("/")
+            missing = engine.describe()["limits_missing"]
+            assert limits_in_kernel(own, v2) == (LIMITS_V2 if v2 else LIMITS_V1)
+            if v2:
+                assert {"memory_swappiness", "oom_kill_disable"} < set(missing)
+                weights = [file.read_text() for file in Path("/sys/fs/cgroup", own).glob("io*.weight")]
+                assert not weights or any(text not in ("default 100\n", "100\n") for text in weights), weights
+                return
+            assert "oom_kill_disable 1" in Path(f"/sys/fs/cgroup/memory/{own}/memory.oom_control").read_text()
+            if "blkio_weight" not in missing:
+                assert list(Path(f"/sys/fs/cgroup/blkio/{own}").glob("blkio*weight"))
 
     asyncio.run(main())
 

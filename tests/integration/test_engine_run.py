@@ -106,6 +106,10 @@ def test_limits_are_in_force(runtime: str) -> None:
                 assert Path(f"/sys/fs/cgroup/memory{groups['memory']}/memory.limit_in_bytes").read_text() == f"{32 << 20}\n"
                 assert Path(f"/sys/fs/cgroup/pids{groups['pids']}/pids.max").read_text() == "50\n"
                 assert Path(f"/sys/fs/cgroup/cpu{groups['cpu']}/cpu.cfs_quota_us").read_text() == "50000\n"
+            else:
+                assert groups[""].endswith(made.id)
+                for name, value in (("memory.max", str(32 << 20)), ("pids.max", "50"), ("cpu.max", "50000 100000")):
+                    assert Path(f"/sys/fs/cgroup{groups['']}/{name}").read_text() == f"{value}\n"
             limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
             assert next(line.split()[3:5] for line in limits if line.startswith("Max open files"))[0] == "100"
             assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "500\n"

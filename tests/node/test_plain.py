@@ -18,7 +18,8 @@ from skep.node import restart
 from skep.node.container import NodeFacts
 from skep.node.naming import random_name
 from skep.node.plain import Plain
-from skep.node.plain_config import CreateRequest, EndpointSettings, RestartPolicy, UpdateRequest, record_of
+from skep.node.plain_config import CreateRequest, EndpointSettings, HostConfig, RestartPolicy, UpdateRequest, record_of
+from skep.node.plain_errors import warnings_of
 from skep.node.plain_mounts import parse_bind
 from skep.node.volumes import Volumes
 from skep.testing.fake_datapath import FakeDatapath
@@ -327,3 +328,24 @@ def test_binds(text: str, kind: str, read_write: bool, copies: bool) -> None:
 def test_binds_that_are_none(text: str) -> None:
     with pytest.raises(Invalid):
         parse_bind(text)
+
+
+def test_a_limit_that_the_kernel_lacks_is_said_to_be_discarded(tmp_path: Path) -> None:
+    """As on every cgroup v2 host; what was not asked for is not spoken of."""
+    asked = HostConfig(memory_swappiness=0, oom_kill_disable=True, blkio_weight=300, cpu_realtime_runtime=950)
+    lacking = ("memory_swappiness", "oom_kill_disable", "cpu_realtime_period", "cpu_realtime_runtime")
+    assert warnings_of(HostConfig(), lacking) == []
+    assert [said.removeprefix("Your kernel does not support ") for said in warnings_of(asked, lacking)] == [
+        "memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.",
+        "OomKillDisable. OomKillDisable discarded.",
+        "CPU real-time runtime or the cgroup is not mounted. Runtime discarded.",
+    ]
+    assert [said.split(",")[0] for said in warnings_of(asked)] == ["OOM killer is disabled for the container"]
+
+    async def story(w: World) -> None:
+        w.engine.facts = {"limits_missing": ["blkio_weight"]}
+        request = msgspec.convert({"Image": IMAGE, "HostConfig": {"BlkioWeight": 300}}, CreateRequest)
+        _, warnings = await w.plain.create(request, "c1")
+        assert warnings == ["Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded."]
+
+    play(tmp_path, story)

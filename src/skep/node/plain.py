@@ -103,7 +103,7 @@ class Plain(Ends):
             # not when we are cancelled: the engine goes on, and the container that comes of it needs them
             await plain_mounts.discard(self._volumes, [point.name for point in points if point.anonymous])
             raise
-        return id, warnings_of(host)
+        return id, warnings_of(host, self._engine.describe().get("limits_missing", ()))
 
     def _image(self, reference: str, platform: str) -> Image:
         image = self._engine.images.get(reference)

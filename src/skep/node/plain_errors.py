@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from skep.errors import Invalid, SkepError
 from skep.node.plain_config import HostConfig, Record
 
@@ -39,9 +41,24 @@ def stop_timeout(record: Record) -> int:
     return record.config.stop_timeout if record.config.stop_timeout is not None else STOP_TIMEOUT
 
 
-def warnings_of(host: HostConfig) -> list[str]:
-    found = []
-    if host.oom_kill_disable and not host.memory:
+DISCARDED = {
+    "blkio_weight": "Block I/O weight or the cgroup is not mounted. Weight discarded.",
+    "memory_swappiness": "memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.",
+    "oom_kill_disable": "OomKillDisable. OomKillDisable discarded.",
+    "cpu_realtime_period": "CPU real-time period or the cgroup is not mounted. Period discarded.",
+    "cpu_realtime_runtime": "CPU real-time runtime or the cgroup is not mounted. Runtime discarded.",
+}
+"""Limits that some kernels have no file for (cgroup v2 has none of the last four), and what is said when one was asked for."""
+
+
+def warnings_of(host: HostConfig, missing: Collection[str] = ()) -> list[str]:
+    """`missing`: limits, by their names in `Limits`, that the engine leaves out here."""
+    found = [
+        f"Your kernel does not support {said}"
+        for name, said in DISCARDED.items()
+        if name in missing and getattr(host, name) not in ((-1,) if name == "memory_swappiness" else (0, False))
+    ]
+    if host.oom_kill_disable and not host.memory and "oom_kill_disable" not in missing:
         found.append("OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of "
                      "resources.")  # fmt: skip
     return found
