@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
@@ -21,3 +22,23 @@ def test_what_is_asked_for_while_the_server_ends_is_refused() -> None:
     with pytest.raises(Unavailable, match="ending"):
         State(FakeContext(StepClock(), random.Random(1))).spawn(work())
     assert not begun
+
+
+def test_what_goes_wrong_beside_the_requests_ends_nothing_else() -> None:
+    async def main() -> None:
+        state = State(FakeContext(StepClock(), random.Random(1)))
+        done = asyncio.Event()
+
+        async def bad() -> None:
+            raise RuntimeError("unexpected")
+
+        async def good() -> None:
+            done.set()
+
+        async with asyncio.TaskGroup() as group:
+            state.group = group
+            state.spawn(bad())
+            state.spawn(good())
+            await done.wait()
+
+    asyncio.run(main())

@@ -6,6 +6,7 @@ Everything here can be lost: it is rebuilt from the cluster, the engine, or by a
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable, Coroutine, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +21,7 @@ from skep.errors import Unavailable
 from skep.node.containers import Containers
 from skep.node.health import Health
 
+log = logging.getLogger("skep.api")
 API_VERSION = (1, 50)
 OLDEST_VERSION = (1, 24)
 
@@ -76,11 +78,19 @@ class State:
         return outcome()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run beside the requests, as long as the server runs. Raises Unavailable where it is ending."""
+        """Run beside the requests, as long as the server runs; what goes wrong in it is logged and ends nothing else. Raises Unavailable
+        where the server is ending."""
         if self.group is None:
             work.close()
             raise Unavailable("this node's daemon is ending")
-        self.group.create_task(work)
+        self.group.create_task(_guarded(work))
+
+
+async def _guarded(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except Exception:
+        log.exception("beside the requests")
 
 
 async def _kept(work: Coroutine[Any, Any, Any]) -> Callable[[], Any]:
