@@ -145,7 +145,7 @@ def test_who_is_there() -> None:
             assert (entry["EndpointID"], entry["EndpointIP"]) == (place["EndpointID"], place["IPv4Address"].partition("/")[0])
             assert entry["Info"] == {"Host IP": "10.0.99.1"}
         lb = own["lb-net1"]
-        assert (lb["Name"], len(own)) == ("net1-endpoint", 4)
+        assert (lb["Name"], lb["IPv4Address"], len(own)) == ("net1-endpoint", f"{shown['IPAM']['Config'][0]['Gateway']}/24", 4)
         assert alone["Status"]["ContainerStatus"]["ContainerID"] in own
         ingress = (await client.ask("GET", "/networks/ingress?verbose=true")).body
         assert (ingress["Containers"]["ingress-sbox"]["Name"], len(ingress["Peers"])) == ("ingress-endpoint", 2)
@@ -466,7 +466,7 @@ def test_ingress_removed_and_made_again_with_another_subnet() -> None:
         vip = (await client.ask("GET", "/services/web")).body["Endpoint"]["VirtualIPs"][0]["Addr"]
         assert vip.startswith("10.11.0.") and vip.endswith("/16")
         sandbox = (await client.ask("GET", "/networks/front")).body["Containers"]["ingress-sbox"]
-        assert sandbox["IPv4Address"].startswith("10.11.0.")
+        assert sandbox["IPv4Address"] == "10.11.0.2/16"
 
     play(scene)
 
@@ -538,7 +538,7 @@ def test_containers_are_connected_and_disconnected() -> None:
         places = (await client.ask("GET", "/networks/br1")).body["Containers"]
         assert {key: (place["Name"], place["IPv4Address"]) for key, place in places.items()} == {id: ("c1", "172.18.0.9/16")}
         places = (await client.ask("GET", "/networks/open")).body["Containers"]
-        assert [(key, place["Name"]) for key, place in places.items()] == [(id, "c1")]
+        assert [(key, place["Name"]) for key, place in places.items()] == [(id, "c1"), ("lb-open", "open-endpoint")]
         attached = (await client.ask("GET", "/containers/c1/json")).body["NetworkSettings"]["Networks"]
         assert sorted(attached) == ["br1", "bridge", "open"]
         assert (await client.ask("DELETE", "/networks/br1")).status == 403

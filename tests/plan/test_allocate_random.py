@@ -179,7 +179,6 @@ class Allocating(RuleBasedStateMachine):
             (p.protocol, p.published_port): [id] for id, e in endpoints.items() for p in e.ports if p.publish_mode == "ingress"
         }
         carried = [(vip.network_id, vip.address) for e in endpoints.values() for vip in e.vips]
-        carried += [(a.network_id, a.address) for node in store.all(Node) for a in node.attachments]
         tasks = [task for task in store.all(Task) if not task.terminal]
         carried += [(a.network_id, x) for task in tasks for a in task.attachments for x in a.addresses]
         assert books.spaces.keys() == networks.keys()
@@ -195,10 +194,6 @@ class Allocating(RuleBasedStateMachine):
             if task.status.state is TaskState.NEW and store.get(Service, task.service_id):
                 assert task.status.err
         assert all(node.index for node in store.all(Node))
-        used = {(t.node_id, a.network_id) for t in store.all(Task) if not t.terminal and t.node_id for a in t.attachments if a.addresses}
-        for node in store.all(Node):
-            for attachment in node.attachments:
-                assert attachment.network_id == self._ingress() or (node.id, attachment.network_id) in used
 
     @invariant()
     def nothing_is_given_twice(self) -> None:
@@ -215,8 +210,6 @@ class Allocating(RuleBasedStateMachine):
                 held += [number(address) for a in task.attachments for address in a.addresses]
         for service in store.all(Service):
             held += [number(v.address) for v in (service.endpoint.vips if service.endpoint else ()) if v.network_id in known]
-        for node in store.all(Node):
-            held += [number(a.address) for a in node.attachments if a.network_id in known]
         assert len(held) == len(set(held))
         ports = [
             (p.protocol, p.published_port)
@@ -242,7 +235,7 @@ class Allocating(RuleBasedStateMachine):
         self.w.allocate()
         allocation = self.w.allocation
         assert not any(space.used for space in allocation.spaces.values())
-        assert not (allocation.ports or allocation.host_ports or allocation.indexes or allocation.on_node or allocation.stray)
+        assert not (allocation.ports or allocation.host_ports or allocation.indexes or allocation.stray)
 
 
 TestAllocating = Allocating.TestCase

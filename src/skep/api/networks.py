@@ -98,18 +98,18 @@ def cluster_endpoints(call: Call, network: Network) -> Iterator[wire.Endpoint]:
         if endpoint.key not in shown:
             shown.add(endpoint.key)
             yield endpoint
-    node = cluster.view.get(Node, cluster.node_id) if cluster is not None else None
-    for place in node.attachments if node is not None else ():
-        if place.network_id == network.id:
-            name = "ingress" if network.spec.ingress else network.name
-            key = "ingress-sbox" if network.spec.ingress else f"lb-{network.name}"
-            yield wire.Endpoint(
-                key=key, name=f"{name}-endpoint", id=wire.endpoint_id(cluster_node(cluster), network.id), address=place.address
-            )
+    if shown or network.spec.ingress:
+        yield from _balancer(call, network)
 
 
-def cluster_node(cluster: Cluster | None) -> str:
-    return cluster.node_id if cluster is not None else ""
+def _balancer(call: Call, network: Network) -> Iterator[wire.Endpoint]:
+    """What balances for this node's containers: its router, which has the network's gateway for its address, on every node the same."""
+    config = next((c for c in network.ipam if c.gateway and ":" not in c.gateway), None)
+    if config is None:
+        return
+    name, key = ("ingress", "ingress-sbox") if network.spec.ingress else (network.name, f"lb-{network.name}")
+    id = wire.endpoint_id(call.context.swarm.info().node_id, network.id)
+    yield wire.Endpoint(key=key, name=f"{name}-endpoint", id=id, address=f"{config.gateway}/{config.subnet.partition('/')[2]}")
 
 
 def _of_tasks(cluster: Cluster | None, network: Network) -> Iterator[wire.Endpoint]:

@@ -91,7 +91,6 @@ def controllers() -> Sequence[Controller]:
                 "Task.attachments",
                 "Service.endpoint",
                 "Node.index",
-                "Node.attachments",
                 "Network.ipam, options, vni, cursor",
                 "Cluster cursors",
             ),
@@ -221,12 +220,12 @@ def _allocator_keys(view: View, event: Event) -> Keys:
     if event.kind is Cluster:
         return EVERYTHING if _differ(event.old, event.new, "default_addr_pool", "subnet_size") else NONE
     if event.kind is Node:
-        return ((Node, event.id),) if _differ(event.old, event.new, "index", "attachments") else NONE
+        return ((Node, event.id),) if _differ(event.old, event.new, "index") else NONE
     if event.kind is Service:
         return ((Service, event.id),) if _differ(event.old, event.new, "spec", "endpoint") else NONE
     if event.kind is Task:
         old, new = cast("Task | None", event.old), cast("Task | None", event.new)
-        if _task_turned(old, new) or _differ(old, new, "attachments", "node_id"):
+        if _task_turned(old, new) or _differ(old, new, "attachments"):
             return ((Task, event.id),)
         return NONE
     return ((Network, event.id),)

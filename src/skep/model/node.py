@@ -65,13 +65,6 @@ class Certificate(Record, frozen=True, kw_only=True):
     """SHA-256 of the issuing root's DER, hex."""
 
 
-class NodeAddress(Record, frozen=True, kw_only=True):
-    """The node's own address on a network (SwarmKit: load balancer attachment)."""
-
-    network_id: str
-    address: str
-
-
 class Node(Object, frozen=True, kw_only=True):
     spec: NodeSpec
     description: NodeDescription | None = None
@@ -85,7 +78,6 @@ class Node(Object, frozen=True, kw_only=True):
     """`ip:port` of its manager API; empty for workers."""
     index: int = 0
     """16 bits, given by the allocator, from 1: link addresses and port ranges of the data path follow from it."""
-    attachments: tuple[NodeAddress, ...] = ()
     applied_version: int = 0
     """The assignment snapshot this node has applied last (from heartbeats, written lazily)."""
 

@@ -163,7 +163,7 @@ TABLE: tuple[Row, ...] = (
     *_rows(Node, "status description applied_version manager_addr", "dispatcher"),
     *_rows(Node, "role", "roles"),
     *_rows(Node, "membership certificate", "ca"),
-    *_rows(Node, "index attachments", "allocator"),
+    *_rows(Node, "index", "allocator"),
     *_rows(Network, f"{CREATE} {DELETE} spec", "control"),
     *_rows(Network, "driver options ipam vni cursor", "allocator"),
     *_rows(Cluster, f"{CREATE} {DELETE} spec default_addr_pool subnet_size data_path_port", "control"),

@@ -287,8 +287,7 @@ def claims(object: Object) -> set[Claim]:
             ports = [port for port in object.endpoint.ports if port.publish_mode != "host" and port.published_port]
             found |= {("port", port.protocol, port.published_port) for port in ports}
     elif isinstance(object, Node):
-        found = {("address", a.network_id, bare(a.address)) for a in object.attachments}
-        found |= {("index", object.index)} if object.index else set()
+        found = {("index", object.index)} if object.index else set()
     elif isinstance(object, Network):
         found = {("address", object.id, config.gateway) for config in object.ipam if config.gateway}
         found |= {("subnet", config.subnet) for config in object.ipam}

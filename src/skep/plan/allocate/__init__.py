@@ -1,4 +1,4 @@
-"""The allocator: subnets and VNIs for networks, indexes and addresses for nodes, ports and VIPs for services, addresses for tasks.
+"""The allocator: subnets and VNIs for networks, indexes for nodes, ports and VIPs for services, addresses for tasks.
 
 A task leaves NEW for PENDING when everything it needs is given, all or nothing; what cannot be given is said in its error and tried again
 with each plan. Whatever is given is held by the object that carries it: it is free again when that object is gone or, for a task, when it
@@ -29,5 +29,4 @@ def plan_allocate(view: View, now: int, allocation: Allocation | None = None) ->
     work.give_nodes()
     work.give_services()
     work.give_tasks()
-    work.give_nodes()
     return work.plan()

@@ -31,9 +31,6 @@ class Held(msgspec.Struct, frozen=True):
     ports: tuple[Port, ...] = ()
     host_ports: tuple[Port, ...] = ()
     index: int = 0
-    node_id: str = ""
-    """A task's node: its networks are needed there."""
-    networks: tuple[str, ...] = ()
     stray: tuple[int, ...] = ()
     """Addresses on networks that are gone: the task has them until it has stopped, and a new network may have the same subnet."""
 
@@ -55,8 +52,6 @@ class Allocation:
         self.ports: dict[Port, set[str]] = {}
         self.host_ports: dict[Port, set[str]] = {}
         self.indexes: dict[int, str] = {}
-        self.on_node: dict[str, dict[str, int]] = {}
-        """Node id -> network id -> tasks there that hold an address on it."""
         self.stray: dict[int, int] = {}
         """Address -> tasks that still have it from a network that is gone: not given again, on whatever network, before they have ended."""
         self.networks: set[str] = set()
@@ -99,7 +94,7 @@ class Allocation:
         if network is None:
             self.networks.discard(id)
             if self.spaces.pop(id, None) is not None or id == self.ingress:
-                self._everyone(view)
+                self.services.update(service.id for service in view.all(Service))
                 for task in view.find(TASK_BY_NETWORK, id):
                     self._read_object(view, Task, task.id)
             if id == self.ingress:
@@ -119,10 +114,6 @@ class Allocation:
             self._hold_vni(id, 0)
             self.networks.add(id)
 
-    def _everyone(self, view: View) -> None:
-        self.nodes.update(node.id for node in view.all(Node))
-        self.services.update(service.id for service in view.all(Service))
-
     def add_network(self, view: View, network: Network) -> None:
         """The network has its subnets (in the store, or by the plan under way)."""
         self._hold_vni(network.id, network.vni)
@@ -132,7 +123,7 @@ class Allocation:
         self.spaces[network.id] = Space(network.ipam)
         if network.spec.ingress:
             self.ingress = network.id
-            self._everyone(view)
+            self.services.update(service.id for service in view.all(Service))
 
     def _hold_vni(self, id: str, vni: int) -> None:
         old = self._vni_of.pop(id, 0)
@@ -165,7 +156,6 @@ class Allocation:
             if not object.attachments or not TaskState.PENDING <= object.status.state <= TaskState.RUNNING:
                 return NOTHING_HELD
             addresses = self._offsets((a.network_id, address) for a in object.attachments for address in a.addresses)
-            networks = tuple(dict.fromkeys(id for id, _ in addresses))
             stray = tuple(
                 value
                 for attachment in object.attachments
@@ -173,7 +163,7 @@ class Allocation:
                 for address in attachment.addresses
                 if (value := number(address)) is not None
             )
-            return Held(addresses=addresses, node_id=object.node_id, networks=networks, stray=stray)
+            return Held(addresses=addresses, stray=stray)
         if isinstance(object, Service):
             endpoint = object.endpoint
             if endpoint is None:
@@ -183,7 +173,7 @@ class Allocation:
                 ports=ingress_ports(endpoint.ports),
                 host_ports=host_ports(endpoint.ports),
             )
-        return Held(addresses=self._offsets((a.network_id, a.address) for a in object.attachments), index=object.index)
+        return Held(index=object.index)
 
     def _offsets(self, places: Iterable[tuple[str, str]]) -> tuple[tuple[str, int], ...]:
         found = []
@@ -226,25 +216,6 @@ class Allocation:
             del self.indexes[old.index]
         if held.index:
             self.indexes[held.index] = id
-        if kind is Task:
-            self._count(held, 1)
-            self._count(old, -1)
-
-    def _count(self, held: Held, by: int) -> None:
-        """A node that begins or ends to use a network is looked at again."""
-        if not held.node_id:
-            return
-        here = self.on_node.setdefault(held.node_id, {})
-        for network_id in held.networks:
-            total = here.get(network_id, 0) + by
-            if total:
-                here[network_id] = total
-            else:
-                del here[network_id]
-            if total == (1 if by > 0 else 0):
-                self.nodes.add(held.node_id)
-        if not here:
-            del self.on_node[held.node_id]
 
     def holder_of_port(self, port: Port, besides: str) -> str | None:
         """Id of another service that has it."""

@@ -12,7 +12,7 @@ from skep.model.base import Object
 from skep.model.cluster import Cluster
 from skep.model.enums import TaskState
 from skep.model.network import Network
-from skep.model.node import Node, NodeAddress
+from skep.model.node import Node
 from skep.model.service import Endpoint, Service, VirtualIP
 from skep.model.spec import IPAMConfig
 from skep.model.tables import TASK_UNALLOCATED
@@ -56,7 +56,7 @@ class Work:
         for id, fields in self.network_changes.items():
             ops.append(Change(Network, id, fields, "its subnet and VNI" if "ipam" in fields else "its addresses are given in turn"))
         for id, fields in self.node_changes.items():
-            ops.append(Change(Node, id, fields, "its index, and its addresses on the networks that are used there"))
+            ops.append(Change(Node, id, fields, "its index"))
         ops += self.service_ops
         ops += self.task_ops
         changes: dict[str, object] = dict(self.cluster_changes)
@@ -141,36 +141,14 @@ class Work:
         state = self.state
         waiting = [node for id in state.nodes if (node := self.view.get(Node, id)) is not None]
         for node in sorted(waiting, key=lambda n: (n.created_at, n.id)):
-            changes = self.node_changes.get(node.id, {})
-            if changes:
-                node = msgspec.structs.replace(node, **changes)
-            index = node.index or next_index(self._number("node_cursor"), state.indexes) or 0
-            attachments, picked, whole = self._node_addresses(node)
-            if index and whole:
-                state.nodes.discard(node.id)
-            if index != node.index:
-                changes["index"] = self.cluster_changes["node_cursor"] = index
-            if attachments != node.attachments:
-                changes["attachments"] = attachments
-            if index != node.index or attachments != node.attachments:
-                self.node_changes[node.id] = changes
-                self._hold(Node, msgspec.structs.replace(node, **changes), picked)
-
-    def _node_addresses(self, node: Node) -> tuple[tuple[NodeAddress, ...], list[tuple[str, int]], bool]:
-        """On the ingress network always, on others while tasks use them there: (all addresses, the new ones, is none lacking)."""
-        state = self.state
-        wanted = {id for id in (*state.on_node.get(node.id, ()), state.ingress) if id in state.spaces}
-        kept = [attachment for attachment in node.attachments if attachment.network_id in wanted]
-        new = [n for id in wanted - {a.network_id for a in kept} if (n := self._network(id)) is not None]
-        picked = []
-        for network in sorted(new, key=lambda n: (not n.spec.ingress, n.created_at, n.id)):
-            try:
-                offset = self._pick(network, "the node's address")
-            except Lacking:
+            index = node.index or next_index(self._number("node_cursor"), state.indexes)
+            if index is None:
                 continue
-            picked.append((network.id, offset))
-            kept.append(NodeAddress(network_id=network.id, address=state.spaces[network.id].address(offset)))
-        return tuple(kept), picked, len(picked) == len(new)
+            state.nodes.discard(node.id)
+            if index != node.index:
+                self.cluster_changes["node_cursor"] = index
+                self.node_changes[node.id] = {"index": index}
+                self._hold(Node, msgspec.structs.replace(node, index=index), ())
 
     # services
 
