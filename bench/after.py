@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from skep.local import cluster
+
 
 @contextmanager
 def cleared(*things: list[str]) -> Iterator[None]:
@@ -42,18 +44,23 @@ def swarm_environment(folder: str, name: str, net: str) -> dict[str, str]:
 
 
 def remove(things: list[list[str]] | tuple[list[str], ...]) -> None:
-    for kind, *words in things:
-        if kind == "cluster":
-            from skep.local import cluster
+    for thing in things:
+        try:
+            remove_one(*thing)
+        except Exception as error:
+            print(f"bench: {' '.join(thing)}: {error}", file=sys.stderr)
 
-            cluster.down(words[0], say=lambda text: None)
-        elif kind == "swarm":
-            program, folder, name, net = words
-            if Path(folder).exists():
-                subprocess.run([program, "down"], env=swarm_environment(folder, name, net), check=False, stdout=subprocess.DEVNULL)
-                shutil.rmtree(folder, ignore_errors=True)
-        else:
-            remove_folder(words[0])
+
+def remove_one(kind: str, *words: str) -> None:
+    if kind == "cluster":
+        cluster.down(words[0], say=lambda text: None)
+    elif kind == "swarm":
+        program, folder, name, net = words
+        if Path(folder).exists():
+            subprocess.run([program, "down"], env=swarm_environment(folder, name, net), check=False, stdout=subprocess.DEVNULL)
+            shutil.rmtree(folder, ignore_errors=True)
+    else:
+        remove_folder(words[0])
 
 
 def remove_folder(folder: str) -> None:
@@ -67,8 +74,7 @@ def remove_folder(folder: str) -> None:
         below = sorted((m for m in mounts if m.startswith(f"{folder}/")), key=len, reverse=True)
         if not below:
             break
-        for mount in below:
-            subprocess.run(["umount", "-l", mount], check=False, stderr=subprocess.DEVNULL)
+        subprocess.run(["umount", "-l", *below], check=False, stderr=subprocess.DEVNULL)
         time.sleep(0.05)
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -8,7 +8,7 @@ kill      SIGKILL of a container's process until its replacement runs (restart d
 pending   10,000 tasks that no node can take, from create until all are known to be pending
 idle      CPU and memory of the four skepds over 60 s, with 0 and with 100 tasks
 
-Each figure is the median of the repetitions, with the smallest and largest. The cluster is named `bench` and removed at the end.
+Each figure is the median of the repetitions, with the smallest and largest. The cluster is removed at the end, also after a SIGKILL.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import after
 import containers
 
 from skep.local import cluster, nodes
@@ -32,7 +33,7 @@ from skep.local.calls import call
 from skep.local.layout import Layout
 
 IMAGE = "registry:5000/example/bench:latest"
-NAME = "bench"
+NAME = f"bench{os.getpid()}"
 
 
 def spec(name: str, replicas: int, *, constraints: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -216,14 +217,10 @@ def main() -> int:
     p.add_argument("--idle", type=float, default=60)
     p.add_argument("--json", default="")
     args = p.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    cluster.down(NAME, say=lambda text: None)
-    try:
+    with after.cleared(["cluster", NAME]):
         at = cluster.up(NAME, workers=3, registry=True, publish=[], say=lambda text: print("  " + text, file=sys.stderr))
         b = Bench(at)
         sections(b, args)
-    finally:
-        cluster.down(NAME, say=lambda text: None)
     if args.json:
         Path(args.json).write_text(json.dumps({"load": os.getloadavg(), "cores": os.cpu_count(), "rows": b.rows}, indent=1))
     return 0

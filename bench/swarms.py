@@ -33,8 +33,9 @@ from skep.datapath import netns
 from skep.local import cluster
 from skep.local.calls import call
 
-NAME = "bench"
-SWARM = ("/tmp/skbench-swarm", "skbench", "10.98.77")
+NAME = f"bench{os.getpid()}"
+SWARM = (f"/tmp/skbench{os.getpid()}", f"skbench{os.getpid()}", "10.98.77")
+"""Folder, name and underlay of the Docker Swarm."""
 T = TypeVar("T")
 
 
@@ -138,6 +139,12 @@ def arguments(doc: str) -> argparse.ArgumentParser:
     )
     p.add_argument("--json", default="", help="write what was measured into this file")
     return p
+
+
+def program_at(path: str) -> str:
+    if path and not os.access(path, os.X_OK):
+        raise argparse.ArgumentTypeError(f"{path}: no such program")
+    return path and str(Path(path).absolute())
 
 
 @contextmanager
