@@ -73,7 +73,7 @@ class LocalEvents:
 
     def container(self, action: str, container: Container, attributes: Mapping[str, str], at: int = 0) -> None:
         config = container.config
-        image = image_name(config, self._engine.images.get(config.image))
+        image = image_name(config, None if config.extra.get("image") else self._engine.images.get(config.image))
         self.publish(
             message(
                 "container",

@@ -6,6 +6,7 @@ Everything here can be lost: it is rebuilt from the cluster, the engine, or by a
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 from collections.abc import Callable, Coroutine, Mapping
@@ -26,6 +27,7 @@ API_VERSION = (1, 50)
 OLDEST_VERSION = (1, 24)
 
 
+@functools.cache
 def skep_version() -> str:
     try:
         return version("skep")

@@ -147,7 +147,7 @@ def _port_passes(wanted: Filters, key: str, held: set[tuple[int, str]]) -> bool:
 async def inspect(call: Call) -> web.StreamResponse:
     container = find(call)
     described = call.state.containers.describe(container)
-    driver = str(call.context.host.info().get("Driver", ""))
+    driver = str(call.context.engine.describe().get("storage_driver", "overlay2"))
     execs = call.state.execs.of(container.config.id)
     shown = wire.inspect_form(described, _image(call, container), _names(call, described), driver, execs)
     if loose_bool(call.query, "size"):

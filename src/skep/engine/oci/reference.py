@@ -6,6 +6,7 @@ those of github.com/distribution/reference, because scripts and people know them
 
 from __future__ import annotations
 
+import functools
 import re
 
 import msgspec
@@ -71,6 +72,7 @@ class Reference(msgspec.Struct, frozen=True, order=True):
         return self if self.tag or self.digest else Reference(self.domain, self.path, "latest")
 
 
+@functools.lru_cache(4096)
 def parse(text: str) -> Reference:
     """A reference from what a user wrote. Raises Invalid with Docker's text."""
     if len(text) > MAX_REFERENCE or not text.isprintable():
