@@ -77,7 +77,7 @@ class HostInfo:
             "Driver": _text(engine, "storage_driver", "overlay2"),
             "DriverStatus": _pairs(engine.get("storage_status")),
             "Plugins": {
-                "Volume": [],
+                "Volume": ["local"],
                 "Network": ["bridge", "host", "null", "overlay"],
                 "Authorization": None,
                 "Log": ["json-file", "local", "none"],

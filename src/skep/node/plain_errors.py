@@ -61,4 +61,6 @@ def warnings_of(host: HostConfig, missing: Collection[str] = ()) -> list[str]:
     if host.oom_kill_disable and not host.memory and "oom_kill_disable" not in missing:
         found.append("OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of "
                      "resources.")  # fmt: skip
+    if host.network_mode == "host" and (host.port_bindings or host.publish_all_ports):
+        found.append("Published ports are discarded when using host network mode")
     return found

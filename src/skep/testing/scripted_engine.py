@@ -270,7 +270,8 @@ class MemoryEngine(FakeContents):
     async def exec(self, id: str, config: ExecConfig) -> Exec:
         script = self.scripts.get(config.args[0])
         if script is None:
-            raise SkepError(f'unable to start container process: exec: "{config.args[0]}": executable file not found in $PATH: unknown')
+            why = f'exec: "{config.args[0]}": executable file not found in $PATH: unknown'
+            raise SkepError(f"OCI runtime exec failed: exec failed: unable to start container process: {why}")
         self._pids += 1
         process = ScriptedExec(self._pids, script)
         assert self._running is not None

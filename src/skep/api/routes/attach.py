@@ -34,7 +34,7 @@ async def wait(call: Call) -> web.StreamResponse:
             shown: dict[str, Any] = {"StatusCode": 0, "Error": {"Message": error.message}}
         else:
             shown = {"StatusCode": ended.code}
-            if ended.error:
+            if ended.error and not ended.oom:  # the docker command takes it for a failure of waiting, and exits with 125
                 shown["Error"] = {"Message": ended.error}
         await response.write(ENCODER.encode(shown) + b"\n")
     finally:

@@ -114,7 +114,8 @@ async def _run(call: Call, instance: ExecInstance, config: ExecConfig) -> Exec:
     try:
         process = await call.context.engine.exec(instance.container_id, config)
     except SkepError as error:
-        instance.end(126 if "permission denied" in error.text.lower() else 127, call.context.clock.now())
+        missing = "not found" in error.text or "no such file" in error.text
+        instance.end(127 if missing else 126, call.context.clock.now())
         raise
     instance.process, instance.pid = process, process.pid
     _publish(call, instance, f"exec_start: {' '.join(config.args)}")
@@ -154,7 +155,7 @@ async def _start_attached(call: Call, instance: ExecInstance, config: ExecConfig
         try:
             process = await _run(call, instance, config)
         except SkepError as error:
-            text = f"OCI runtime exec failed: exec failed: {error.message}\r\n".encode()
+            text = f"{error.message}\r\n".encode()
             writer.write(text if config.tty else frame(1, text))
             await writer.drain()
             return Hijacked()

@@ -171,7 +171,7 @@ def _state(described: Described) -> dict[str, Any]:
         "Dead": False,
         "Pid": container.pid if container.running else 0,
         "ExitCode": ended.code if ended is not None else 0,
-        "Error": ended.error if ended is not None else "",
+        "Error": ended.error if ended is not None and not ended.oom else "",
         "StartedAt": stamp(container.started_at),
         "FinishedAt": stamp(ended.at) if ended is not None else ZERO,
     }
