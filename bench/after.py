@@ -56,8 +56,11 @@ def remove_one(kind: str, *words: str) -> None:
         cluster.down(words[0], say=lambda text: None)
     elif kind == "swarm":
         program, folder, name, net = words
-        if Path(folder).exists():
+        if not Path(folder).exists():
+            return
+        try:
             subprocess.run([program, "down"], env=swarm_environment(folder, name, net), check=False, stdout=subprocess.DEVNULL)
+        finally:
             shutil.rmtree(folder, ignore_errors=True)
     else:
         remove_folder(words[0])

@@ -134,9 +134,8 @@ def sandbox(task: dict[str, Any]) -> Path:
 
 def arguments(doc: str) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument(
-        "--docker-swarm", default=os.environ.get("SKEP_BENCH_DOCKER_SWARM", ""), help="a program as bench/swarms.py describes it"
-    )
+    given = os.environ.get("SKEP_BENCH_DOCKER_SWARM", "")
+    p.add_argument("--docker-swarm", type=program_at, default=given, help="a program as bench/swarms.py describes it")
     p.add_argument("--json", default="", help="write what was measured into this file")
     return p
 
