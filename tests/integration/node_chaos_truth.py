@@ -171,8 +171,11 @@ def in_network(world: ChaosWorld, known: Containers) -> list[str]:
     run, said = world.folder / "r" / "network", []
     said += unlike("place", names_in(run / "places"), known.sandboxed)
     said += unlike("pin", names_in(run / "netns"), known.sandboxed)
-    said += unlike("resolver's sandbox", names_in(world.folder / "r" / "resolver" / "sandboxes"), served(known))
     endpoints = known.endpoints()
+    # who was on a network and left the last one is still answered; who was started without any is not
+    asks = {id for places in endpoints.values() for id in places}
+    lost = {id for id in known.sandboxed if not known.running[id]["NetworkSettings"]["Networks"]}
+    said += unlike("resolver's sandbox", set(names_in(world.folder / "r" / "resolver" / "sandboxes")) - lost, asks)
     for folder in (world.folder / "d" / "networks").iterdir():
         if not folder.is_dir():
             said.append(f"leftover file {folder}")
@@ -204,10 +207,6 @@ def in_namespaces(world: ChaosWorld, known: Containers) -> list[str]:
         if str(mine) != inodes[id]:
             said.append(f"container {id[:12]} is not in the namespace that is pinned for it")
     return said
-
-
-def served(known: Containers) -> set[str]:
-    return {id for id in known.sandboxed if known.running[id]["HostConfig"]["NetworkMode"] != "none"}
 
 
 def names_in(folder: Path) -> list[str]:

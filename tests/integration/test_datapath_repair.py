@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import threading
@@ -331,3 +332,17 @@ def test_a_snapshot_that_says_what_was_damaged_differently_wins(pair: Lab) -> No
     assert {ask(pair.client, node.address, 8080)[0] for _ in range(8)} == {"10.0.0.20"}
     assert netns.pinned(node.run_root / "router")
     assert isinstance(pair.servers[0], Server)
+
+
+def test_a_sandbox_made_anew_while_the_one_before_is_still_going(pair: Lab) -> None:
+    """Its links have the same names, and what was read back meanwhile is of the old ones."""
+    node = pair.nodes[0]
+    held = netns.opened(node.sandbox("10-0-1-10"))
+    try:
+        node.run(node.datapath.detach("10-0-1-10"))
+        node.run(node.datapath.explain())
+        again = node.sandbox(attach(node, "10.0.1.10", "net1"))
+    finally:
+        os.close(held)
+    assert ask(again, "10.0.1.20", 80)[1] == "10.0.1.10"
+    assert compare(node) == []

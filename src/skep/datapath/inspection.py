@@ -196,8 +196,7 @@ class Inspection:
             self._seen = {where: g.read(router.table) for where, g in self._generations.items()}
         for record in faults.cut:
             self._sandboxes.wire(record)
-            for place in record.places:
-                self._kernel.forget_link(place.link)
+            self._kernel.forget_links(p.link for p in record.places)
         router.net.send([netlink.set_link(router.net.index(name), f"{name} up", up=True) for name in faults.down])
         with netns.entered(router.fd):
             for name in faults.lax:

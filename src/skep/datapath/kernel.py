@@ -35,9 +35,10 @@ class Kernel:
         self._indexes[link] = found
         return found
 
-    def forget_link(self, link: str) -> None:
-        """It has gone, or will be another of the same name."""
-        self._indexes.pop(link, None)
+    def forget_links(self, links: Iterable[str]) -> None:
+        """They have gone, or are others of the same name: `read_back` may have seen one whose namespace was about to go."""
+        for link in links:
+            self._indexes.pop(link, None)
 
     def apply(self, change: Change) -> None:
         router = self._router
@@ -70,8 +71,7 @@ class Kernel:
     def _delete_links(self, links: Iterable[str]) -> None:
         links = list(links)
         delete_links(self._router.net, links)
-        for link in links:
-            self.forget_link(link)
+        self.forget_links(links)
 
     def _add_vxlan(self, v: Vxlan) -> None:
         """Asked for from the host's namespace, so that its UDP socket is there."""

@@ -295,6 +295,7 @@ class Layout:
         self._let_out(gone)
 
     def _let_in(self, places: tuple[LocalPlace, ...]) -> None:
+        self._kernel.forget_links(p.link for p in places)
         facts = {f for p in places for f in place_facts(p, p.group)}
         # the links were made in their groups
         done = {f for f in facts if isinstance(f, Group)}
@@ -308,8 +309,7 @@ class Layout:
         gone = {f for p in places for f in place_facts(p, p.group)}
         here = {p.address for p in places if p.network_id in self._local.networks}
         self._change(Wanted(old.facts - gone, old.present - here, old.datagrams))
-        for place in places:
-            self._kernel.forget_link(place.link)
+        self._kernel.forget_links(p.link for p in places)
 
     def _checked(self, place: Place, nets: Mapping[str, Net]) -> Place:
         """With its network's gateway where none is given. Raises Conflict when somebody has its address."""
