@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
 import random
 import subprocess
@@ -109,12 +111,25 @@ def test_nulls_are_zero_values() -> None:
     play(scene)
 
 
+def test_a_login_is_the_registrys_to_take() -> None:
+    async def scene(client: Client, world: FakeContext) -> None:
+        asked = {"username": "ann", "password": "s3cret", "email": "", "serveraddress": "registry:5000"}
+        taken = await client.ask("POST", "/auth", asked)
+        assert (taken.status, taken.body) == (200, {"Status": "Login Succeeded", "IdentityToken": ""})
+        ((server, auth),) = world.engine.images.logins
+        assert (server, json.loads(base64.urlsafe_b64decode(auth))["password"]) == ("registry:5000", "s3cret")
+        refused = await client.ask("POST", "/auth", {**asked, "serveraddress": "closed:5000"})
+        assert refused.status == 401 and "unauthorized: incorrect username or password" in refused.body["message"]
+
+    play(scene)
+
+
 def test_what_is_not_built_is_refused_and_reads_answer() -> None:
     async def scene(client: Client, world: FakeContext) -> None:
         await client.ask("POST", "/swarm/init", INIT)
         for method, path in (
             ("POST", "/secrets/create"), ("POST", "/configs/create"),
-            ("POST", "/build"), ("POST", "/auth"),
+            ("POST", "/build"),
             ("GET", "/images/json?manifests=1"), ("POST", "/images/create?fromSrc=http://x/y"),
         ):  # fmt: skip
             answer = await client.ask(method, path, {} if method == "POST" else None)

@@ -330,6 +330,13 @@ class Images(Protocol):
         """
         ...
 
+    async def login(self, server: str, auth: str) -> None:
+        """Does this registry (`host[:port]`, or a URL; empty: Docker Hub) take these credentials (as X-Registry-Auth has them)?
+
+        Raises Unauthorized where it does not, SkepError where it cannot be asked.
+        """
+        ...
+
     async def resolve(self, reference: str, *, auth: str = "") -> tuple[dict[str, Any], list[dict[str, str]]]:
         """Descriptor {mediaType, digest, size} and platforms [{architecture, os}] of what the registry has (`GET /distribution`)."""
         ...

@@ -73,6 +73,9 @@ class HostImages:
     ) -> Image:
         raise NotImplementedHere(REFUSAL.format("pulling images"))
 
+    async def login(self, server: str, auth: str) -> None:
+        raise NotImplementedHere(REFUSAL.format("checking logins"))
+
     async def resolve(self, reference: str, *, auth: str = "") -> tuple[dict[str, Any], list[dict[str, str]]]:
         raise NotImplementedHere(REFUSAL.format("looking up images"))
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from skep.engine.base import Image, Progress
-from skep.errors import NotFound
+from skep.errors import NotFound, Unauthorized
 
 
 class FakeTransfers:
@@ -18,6 +18,8 @@ class FakeTransfers:
     def __init__(self) -> None:
         self.pushed: list[tuple[str, str]] = []
         """(reference, auth)."""
+        self.logins: list[tuple[str, str]] = []
+        """(server, auth)."""
         self.loads: dict[bytes, list[Image]] = {}
         """What an archive of these bytes has in it."""
 
@@ -36,6 +38,11 @@ class FakeTransfers:
         if found is None:
             raise NotFound(f"No such image: {reference}")
         return found
+
+    async def login(self, server: str, auth: str) -> None:
+        self.logins.append((server, auth))
+        if server.startswith("closed"):
+            raise Unauthorized(f'Get "https://{server}/v2/": unauthorized: incorrect username or password')
 
     async def push(self, reference: str, *, auth: str = "", on_progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
         image = self._need(reference)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+
+import msgspec
 from aiohttp import web
 
 from skep.api.context import Cluster
 from skep.api.routing import Call, Routes, answer
 from skep.api.wire.cluster import swarm_info
-from skep.errors import NotImplementedHere, SkepError
+from skep.errors import SkepError
+from skep.model.base import Spec
 
 ROUTES = Routes()
 
@@ -55,6 +59,22 @@ async def info(call: Call) -> web.StreamResponse:
     return answer(shown)
 
 
+class AuthConfig(Spec, frozen=True, kw_only=True):
+    username: str = msgspec.field(default="", name="username")
+    password: str = msgspec.field(default="", name="password")
+    auth: str = msgspec.field(default="", name="auth")
+    serveraddress: str = msgspec.field(default="", name="serveraddress")
+    identitytoken: str = msgspec.field(default="", name="identitytoken")
+    registrytoken: str = msgspec.field(default="", name="registrytoken")
+
+    def __repr__(self) -> str:
+        return "AuthConfig(...)"
+
+
 @ROUTES.add("POST", "/auth")
 async def auth(call: Call) -> web.StreamResponse:
-    raise NotImplementedHere("skep does not check registry logins: credentials are used, and checked, when an image is pulled")
+    """`docker login`: the client keeps the credentials, if the registry takes them. No refresh token is asked for."""
+    body = await call.body(AuthConfig)
+    encoded = base64.urlsafe_b64encode(msgspec.json.encode(body)).decode()
+    await call.context.engine.images.login(body.serveraddress, encoded)
+    return answer({"Status": "Login Succeeded", "IdentityToken": ""})

@@ -72,13 +72,22 @@ class OciImages:
             actions=actions,
         )
 
+    async def login(self, server: str, auth: str) -> None:
+        host = server.partition("://")[2] or server
+        host = host.partition("/")[0]
+        named = parse(f"{'docker.io' if host in ('', 'index.docker.io', 'registry-1.docker.io') else host}/login/login")
+        async with self._registry(named, auth, actions="") as registry:
+            try:
+                await registry.login()
+            except RegistryError as error:
+                raise translate(error) from None
+
     async def pull(
         self, reference: str, *, auth: str = "", platform: str = "", on_progress: Callable[[Progress], None] | None = None
     ) -> Image:
         named = parse(reference).tagged()
         wanted = parse_platform(platform, self._machine)
         report: Report = on_progress or (lambda progress: None)
-        report(Progress(status=f"Pulling from {named.path}", id=named.target))
         async with self._registry(named, auth) as registry:
             while True:
                 try:
@@ -89,6 +98,7 @@ class OciImages:
 
     async def _pull(self, registry: Registry, named: Reference, wanted: Platform, exact: bool, report: Report) -> Image:
         top = await registry.manifest(named.target)
+        report(Progress(status=f"Pulling from {named.path}", id=named.target))  # not before: what is not there is an error with a status
         known = self._catalogue.names.digests.get(f"{named.name}@{top.digest}")
         if known and (not exact or _fits(self._catalogue.config(known), wanted)):
             return await self._finish(named, top, known, report, fresh=False)

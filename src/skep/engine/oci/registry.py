@@ -64,7 +64,7 @@ class Registry:
         mirrors: Mapping[str, Sequence[str]] | None = None,
         actions: str = "pull",
     ) -> None:
-        """`actions`: what the token server is asked to allow."""
+        """`actions`: what the token server is asked to allow; empty: nothing but to say who we are."""
         self._reference = reference
         self._actions = actions
         self._clock = clock
@@ -99,6 +99,24 @@ class Registry:
                 continue
             self._endpoint = endpoint
             return
+        raise last
+
+    async def login(self) -> None:
+        """Does the registry itself let these credentials in? Raises RegistryError (UNAUTHORIZED), ConnectionFailed where nobody answers."""
+        last: SkepError = SkepError(f"no endpoints for {self._reference.domain}")
+        for endpoint in self._endpoints:
+            if endpoint.mirror:
+                continue
+            try:
+                await self._greet(endpoint)
+                async with self._request(endpoint, "/v2/") as answer:
+                    if answer.status == 401:
+                        raise RegistryError(
+                            f'Get "{endpoint.base}/v2/": unauthorized: incorrect username or password', code="UNAUTHORIZED", status=401
+                        )
+                return
+            except ConnectionFailed as error:
+                last = error
         raise last
 
     @asynccontextmanager
@@ -280,7 +298,9 @@ class Registry:
         realm = URL(challenge.parameters.get("realm", ""))
         if realm.scheme not in ("http", "https") or (realm.scheme == "http" and not endpoint.plain):
             raise SkepError(f"{endpoint.base} names a token server that is not reached over TLS: {realm}")
-        asked = {"service": challenge.parameters.get("service", ""), "scope": f"repository:{self._reference.path}:{self._actions}"}
+        asked = {"service": challenge.parameters.get("service", "")}
+        if self._actions:
+            asked["scope"] = f"repository:{self._reference.path}:{self._actions}"
         try:
             if credentials.identity_token:
                 form = {**asked, "grant_type": "refresh_token", "refresh_token": credentials.identity_token, "client_id": AGENT}
