@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 
 import pytest
 from engine_fixture import config, running_engine
@@ -228,5 +229,36 @@ def test_exec_with_rights_of_its_own(runtime: str, tty: bool) -> None:
                 assert lines[:5] == expected[:5] and lines[6] == "0", lines
                 assert lines[5] == expected[5] or (not expected[5] and bin(int(lines[5], 16)).count("1") > 30), lines
                 assert await process.wait() == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("tty", [False, True])
+def test_an_exec_whose_caller_goes_while_it_is_made_leaves_nothing_open(tty: bool) -> None:
+    """It runs on, as Docker's does, with more output than anybody keeps; then its descriptors and files are gone."""
+
+    async def main() -> None:
+        async with running_engine("auto") as engine:
+            id = await start(engine, "sleep", "600")
+            command = "head -c 3000000 /dev/zero; echo done > /tmp/said"
+            process = await engine.exec(id, ExecConfig(args=("true",), tty=tty))
+            await collect(process.streams)
+            await process.wait()
+            before = sorted(os.listdir("/proc/self/fd"))
+            calling = asyncio.ensure_future(engine.exec(id, ExecConfig(args=("sh", "-c", command), tty=tty, stdin=True)))
+            await asyncio.sleep(0)
+            calling.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await calling
+            process = await engine.exec(id, ExecConfig(args=("sh", "-c", "until [ -s /tmp/said ]; do sleep 0.05; done")))
+            async with asyncio.timeout(20):
+                await process.wait()
+            await process.streams.close()
+            for _ in range(200):
+                left = os.listdir(engine._folders.run / "x")
+                if not left and sorted(os.listdir("/proc/self/fd")) == before:
+                    break
+                await asyncio.sleep(0.05)
+            assert sorted(os.listdir("/proc/self/fd")) == before and not left
 
     asyncio.run(main())

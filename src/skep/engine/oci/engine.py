@@ -27,7 +27,7 @@ from skep.engine.oci.contents import Contents
 from skep.engine.oci.control import Control, in_use
 from skep.engine.oci.core import LayeredImages
 from skep.engine.oci.entry import Entry
-from skep.engine.oci.exec import Spawned, open_exec, spawn
+from skep.engine.oci.exec import Spawned, spawn, spawned_in
 from skep.engine.oci.hostfacts import host_facts
 from skep.engine.oci.inotify import Inotify
 from skep.engine.oci.launch import Launched, find, launch, reason
@@ -390,4 +390,4 @@ class OciEngine(Control, Contents):
             identity = bundle.identify(rootfs, config.user or stored.user, stored.groups)
             return spawn(self._places, entry.id, exec_id, folder, config, spec.exec_process(stored, config, identity, self._host))
 
-        return open_exec(self._loop, folder, config, await self._loop.run_in_executor(self._operations.inside, work))
+        return await spawned_in(self._loop, self._operations.inside, work, folder, config)

@@ -13,12 +13,14 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from skep.engine.base import Exec, ExecConfig, Streams
+from skep.engine.base import ExecConfig, Streams
 from skep.engine.oci import conmon
 from skep.engine.oci.streams import AttachStreams, PipeStreams, Sizes
 from skep.errors import SkepError
@@ -123,6 +125,9 @@ class PipeExec:
     def streams(self) -> Streams:
         return self._streams
 
+    def discard(self) -> None:
+        self._streams.discard()
+
     async def wait(self) -> int:
         return await asyncio.shield(self._done)
 
@@ -196,10 +201,10 @@ class TerminalExec:
         self.sizes.stop()
         if not self.stream.connected:
             self.stream.end()
-        conmon_files = ("process.json", "conmon.err", "runtime.log", "attach", "ctl", "winsz", "oom")
-        for name in conmon_files:
-            (self._folder / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
+            # ours and conmon's: its sockets, its complaints, a pid file with a name of its own
+            for file in list(self._folder.iterdir()):
+                file.unlink(missing_ok=True)
             self._folder.rmdir()
         if not self._done.done():
             self._done.set_result(code if code >= 0 else 137)
@@ -211,6 +216,9 @@ class TerminalExec:
     @property
     def streams(self) -> Streams:
         return self.stream
+
+    def discard(self) -> None:
+        self.stream.discard()
 
     async def wait(self) -> int:
         return await asyncio.shield(self._done)
@@ -246,8 +254,25 @@ def spawn(places: conmon.Places, id: str, exec_id: str, folder: Path, config: Ex
     return spawn_pipes(places, id, folder, process, config.stdin)
 
 
-def open_exec(loop: asyncio.AbstractEventLoop, folder: Path, config: ExecConfig, spawned: Spawned) -> Exec:
-    """What was spawned, in the event loop."""
+async def spawned_in(
+    loop: asyncio.AbstractEventLoop, pool: Executor, work: Callable[[], Spawned], folder: Path, config: ExecConfig
+) -> PipeExec | TerminalExec:
+    """What `work` spawns, in the event loop. When nobody waits for it any more it runs on, as Docker's does: its output is thrown away
+    then, and nothing of it stays open when it has ended."""
+    spawning = loop.run_in_executor(pool, work)
+
+    def unwanted(done: asyncio.Future[Spawned]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            open_exec(loop, folder, config, done.result()).discard()
+
+    try:
+        return open_exec(loop, folder, config, await asyncio.shield(spawning))
+    except asyncio.CancelledError:
+        spawning.add_done_callback(unwanted)
+        raise
+
+
+def open_exec(loop: asyncio.AbstractEventLoop, folder: Path, config: ExecConfig, spawned: Spawned) -> PipeExec | TerminalExec:
     if isinstance(spawned, subprocess.Popen):
         return PipeExec(loop, spawned, folder, ProcessSpec(config.args[0], config.cwd))
     terminal = TerminalExec(loop, folder, spawned)

@@ -31,8 +31,20 @@ class Outflow:
         self.pause: Callable[[], None] = lambda: None
         self.resume: Callable[[], None] = lambda: None
         self._paused = False
+        self._unwanted = False
+
+    def discard(self) -> None:
+        """Nobody will read it: what comes is thrown away, and the process does not wait for a reader."""
+        self._unwanted = True
+        self._chunks.clear()
+        self._size = 0
+        if self._paused:
+            self._paused = False
+            self.resume()
 
     def add(self, stream: int, data: bytes) -> None:
+        if self._unwanted:
+            return
         self._chunks.append((stream, data))
         self._size += len(data)
         self._news.set()
@@ -180,6 +192,10 @@ class AttachStreams:
     async def close(self) -> None:
         self.release()
 
+    def discard(self) -> None:
+        """Nobody reads or writes any more; the process goes on."""
+        self._flow.discard()
+
     def release(self) -> None:
         self.end()
         self._closed = True
@@ -277,10 +293,18 @@ class PipeStreams:
             self._loop.remove_writer(fd)
 
     async def close_stdin(self) -> None:
+        self._close_stdin()
+
+    def _close_stdin(self) -> None:
         if self._stdin >= 0:
             self._loop.remove_writer(self._stdin)
             os.close(self._stdin)
             self._stdin = -1
+
+    def discard(self) -> None:
+        """Nobody reads or writes any more; the process goes on."""
+        self._close_stdin()
+        self._flow.discard()
 
     async def close(self) -> None:
         await self.close_stdin()
