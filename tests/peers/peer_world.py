@@ -147,6 +147,7 @@ class PeerWorld:
             process.kill()
             process.wait()
         while left := self.left():
+            self._thaw()
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -157,6 +158,13 @@ class PeerWorld:
             subprocess.run(["umount", "-l", path], capture_output=True)
         bundle.remove_cgroups(self.folder.name)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _thaw(self) -> None:
+        """What is paused takes no signal."""
+        for hierarchy, file, word in (("freezer", "freezer.state", "THAWED"), ("", "cgroup.freeze", "0")):
+            for path in Path("/sys/fs/cgroup", hierarchy, self.folder.name).rglob(file):
+                with contextlib.suppress(OSError):
+                    path.write_text(word)
 
     def left(self) -> list[int]:
         found = []

@@ -46,7 +46,7 @@ def make_app(context: Context, *, health: Callable[[str], Health | None] | None 
 def _one_line(record: logging.LogRecord) -> bool:
     """What is no HTTP is the client's affair: no traceback for it, and nothing of what it sent, which may hold credentials."""
     error = record.exc_info[1] if record.exc_info else None
-    if not isinstance(error, HttpProcessingError):
+    if not isinstance(error, HttpProcessingError | web.RequestPayloadError):
         return True
     LOG.info("a request could not be read: %s", type(error).__name__)
     return False
@@ -93,17 +93,34 @@ class _Dispatcher:
             response = _error(error.status, error.message)
         except web.HTTPRequestEntityTooLarge:
             response = _error(413, f"request body is larger than {LARGEST} bytes")
-        except (ConnectionError, asyncio.CancelledError):
-            raise
-        except Exception:
-            LOG.exception("%s %s failed", request.method, path)
-            if call is not None and call.begun is not None and request.transport is not None:
+        except Exception as raised:
+            cause, begun = _cause(raised), call.begun if call is not None else None
+            if isinstance(cause, ConnectionError) and _gone(request):
+                return begun or _error(400, "the client is gone")
+            malformed = isinstance(cause, web.RequestPayloadError)
+            if not malformed:
+                LOG.exception("%s %s failed", request.method, path)
+            if begun is not None and request.transport is not None:
                 request.transport.abort()
-                return call.begun
-            response = _error(500, "internal error: see this node's log")
+                return begun
+            response = (
+                _error(400, "the body is not what its headers say") if malformed else _error(500, "internal error: see this node's log")
+            )
         if not response.prepared:
             self.state.dress(response)
         return response
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Of a group with one error, that error: where a handler works in a task group, its errors come in one."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _gone(request: web.Request) -> bool:
+    """Whether there is nobody any more to be told anything."""
+    return request.transport is None or request.transport.is_closing()
 
 
 def _parsed(said: str) -> tuple[int, int]:
@@ -125,6 +142,7 @@ async def _running(app: web.Application) -> AsyncIterator[web.AppRunner]:
         handler_cancellation=True,
         shutdown_timeout=1.0,
         logger=HTTP_LOG,
+        auto_decompress=False,  # Docker takes no Content-Encoding, and a few bytes may unpack to many
         max_line_size=LONGEST_HEADER,
         max_field_size=LONGEST_HEADER,
     )
