@@ -144,3 +144,41 @@ def test_a_part_of_a_volume_is_pinned(node: Node, tmp_path: Path) -> None:
         assert await volumes.remove("data") and not there(one.source)
 
     asyncio.run(main())
+
+
+@pytest.fixture
+def slow_mount(tmp_path: Path) -> Iterator[Path]:
+    """A file system type whose helper waits until the fifo is written to, and fails: a server that does not answer."""
+    helper, gate = Path(f"/sbin/mount.skt{os.getpid()}"), tmp_path / "gate"
+    os.mkfifo(gate)
+    helper.write_text(f"#!/bin/sh\nread word < {gate}\necho 'no route to host' >&2\nexit 32\n")
+    helper.chmod(0o755)
+    yield gate
+    helper.unlink()
+
+
+def test_a_server_that_does_not_answer_holds_up_its_own_volume_only(node: Node, slow_mount: Path) -> None:
+    async def main() -> None:
+        volumes = node.volumes
+        far = await volumes.create("far", options={"type": f"skt{os.getpid()}", "device": "server:/x"})
+        mount = Mount(target="/x", source=volumes.mountpoint(far), volume="far")
+        with volumes.hold("far"):
+            starting = [asyncio.ensure_future(volumes.ready([mount])) for _ in range(3)]
+            async with asyncio.timeout(5):
+                near = await volumes.create("near", options={"type": "tmpfs", "device": "tmpfs", "o": ""})
+                beside = Mount(target="/y", source=volumes.mountpoint(near), volume="near")
+                with volumes.hold("near"):
+                    await volumes.ready([beside])
+                await volumes.release([beside])
+                assert not there(beside.source)
+                with pytest.raises(SkepError, match="volume is in use"):
+                    await volumes.remove("far")
+                await volumes.remove("near")
+                assert (await volumes.prune(all=True))[0] == []
+            for one in starting:
+                await asyncio.to_thread(slow_mount.write_text, "go\n")
+                with pytest.raises(SkepError, match="no route to host"):
+                    await one
+        await volumes.remove("far")
+
+    asyncio.run(main())

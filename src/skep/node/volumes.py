@@ -15,8 +15,9 @@ import asyncio
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
@@ -77,6 +78,9 @@ class Volumes:
         self._volumes: dict[str, Volume] = {}
         self._held: Counter[str] = Counter()
         self._lock = asyncio.Lock()
+        self._mounting: dict[str, asyncio.Lock] = {}
+        self._waiting = ThreadPoolExecutor(64, "skep-mount")
+        """A mount may take minutes to fail: not in the threads that everybody shares."""
         self.containers = containers
         self.warnings: list[str] = []
         """What was found unusable at the start, a line each."""
@@ -218,26 +222,22 @@ class Volumes:
             return gone, sum(size for name, size in sizes.items() if name not in mounted)
 
     async def _remove(self, name: str) -> None:
-        volume = self._volumes[name]
-        for path in self._pins(name):
-            await _thread(mounting.unmount, path)
-        if volume.mounted:
-            await _thread(mounting.unmount, Path(self.mountpoint(volume)))
+        """Nobody holds it; from now on nobody finds it either, unless it cannot be removed."""
+        volume = self._volumes.pop(name)
         gone = self._root / f".{name[:200]}.gone"
-
-        def erase() -> None:
-            with suppress(OSError):
-                trees.remove(gone)
-            with suppress(FileNotFoundError):
-                (self._root / name).rename(gone)
-            self._volumes.pop(name, None)
-            with suppress(OSError):
-                trees.remove(gone)
-
         try:
-            await _thread(erase)
-        except OSError as error:
-            raise SkepError(f"remove {name}: {error.strerror}") from None
+            async with self._using(name):
+                for path in self._pins(name):
+                    await _thread(mounting.unmount, path)
+                if volume.mounted:
+                    await _thread(mounting.unmount, Path(self.mountpoint(volume)))
+                await _thread(_erase, self._root / name, gone)
+        except BaseException as error:
+            if (self._root / name).is_dir():
+                self._volumes[name] = volume
+            if isinstance(error, OSError):
+                raise SkepError(f"remove {name}: {error.strerror}") from None
+            raise
 
     # use
 
@@ -260,8 +260,8 @@ class Volumes:
             for mount in wanted:
                 self.get(mount.volume)
             return
-        async with self._lock:
-            for mount in wanted:
+        for mount in wanted:
+            async with self._using(mount.volume):
                 volume = self.get(mount.volume)
                 if volume.mounted:
                     await self._mount(volume)
@@ -279,9 +279,9 @@ class Volumes:
         wanted = [mount for mount in mounts if mount.volume and mount.volume in self._volumes and self._needs_work(mount)]
         if not wanted:
             return
-        async with self._lock:
-            alive = [mount for c in self.containers() if c.exit is None for mount in c.config.mounts]
-            for mount in wanted:
+        for mount in wanted:
+            async with self._using(mount.volume):
+                alive = [mount for c in self.containers() if c.exit is None for mount in c.config.mounts]
                 if self._held[mount.volume]:
                     continue
                 if self._is_pin(mount.source) and not any(other.source == mount.source for other in alive):
@@ -290,12 +290,23 @@ class Volumes:
                 if volume is not None and volume.mounted and not any(other.volume == volume.name for other in alive):
                     await _thread(mounting.unmount, Path(self.mountpoint(volume)))
 
+    @asynccontextmanager
+    async def _using(self, name: str) -> AsyncIterator[None]:
+        """One at a time mounts or unmounts a volume. A server that does not answer holds up its own volume only."""
+        lock = self._mounting.setdefault(name, asyncio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if name not in self._volumes and not lock.locked():
+                self._mounting.pop(name, None)
+
     async def _mount(self, volume: Volume) -> None:
         target = Path(self.mountpoint(volume))
         if mounting.is_mount_point(target):
             return
         kind, device, o = (volume.options.get(option, "") for option in ("type", "device", "o"))
-        if failed := await _thread(mounting.mount, kind, device, o, target):
+        if failed := await _thread(mounting.mount, kind, device, o, target, pool=self._waiting):
             raise SkepError(f"error while mounting volume '{target}': failed to mount local volume: mount {device}:{target}: {failed}")
 
     def _pins(self, name: str) -> list[Path]:
@@ -318,9 +329,19 @@ class Volumes:
             raise SkepError(f"cannot access path {root}/{path}: {failed}")
 
 
-async def _thread(work: Callable[..., T], *args: Any) -> T:
+def _erase(folder: Path, gone: Path) -> None:
+    """It is gone once it has another name; what cannot be removed then is tried again at the next start."""
+    with suppress(OSError):
+        trees.remove(gone)
+    with suppress(FileNotFoundError):
+        folder.rename(gone)
+    with suppress(OSError):
+        trees.remove(gone)
+
+
+async def _thread(work: Callable[..., T], *args: Any, pool: Executor | None = None) -> T:
     """In a worker thread; when cancelled, not before that is done: what it changes is behind the caller's lock."""
-    running = asyncio.get_running_loop().run_in_executor(None, work, *args)
+    running = asyncio.get_running_loop().run_in_executor(pool, work, *args)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
