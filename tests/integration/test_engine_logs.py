@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -73,6 +74,31 @@ def test_tail_over_rotated_files(tmp_path: Path, seed: int) -> None:
     reader.close()
     expected = [one.split(b" ", 3)[3] for one in (written if wanted < 0 else written[len(written) - min(wanted, total) :])]
     assert [record.data for record in got] == expected
+
+
+def test_a_tail_is_as_long_as_asked_while_more_is_written(tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def write() -> None:
+        with (tmp_path / "log").open("ab", buffering=0) as log:
+            while not ended.is_set():
+                log.write(line(1, "x" * 50))
+
+    log = tmp_path / "log"
+    log.write_bytes(line(0, "x" * 50) * 2000)
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(200):
+            reader = Reader(tmp_path, 5, {1, 2}, bounded=True)
+            got: list[LogRecord] = []
+            while (found := reader.read()) is not None:
+                got += found
+            reader.close()
+            assert len(got) == 5
+    finally:
+        ended.set()
+        writer.join()
 
 
 def test_a_reader_follows_through_rotations(tmp_path: Path) -> None:

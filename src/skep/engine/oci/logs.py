@@ -96,12 +96,13 @@ def _open(path: Path) -> int:
         return -1
 
 
-def open_tail(folder: Path, tail: int, streams: Iterable[int]) -> list[int]:
-    """Descriptors of the files to read, oldest first, the first one placed so that `tail` whole lines follow (-1: all)."""
+def open_tail(folder: Path, tail: int, streams: Iterable[int]) -> tuple[list[int], int]:
+    """Descriptors of the files to read, oldest first, the first one placed so that `tail` whole lines follow (-1: all), and the size that
+    the last one had then: what is written meanwhile is not counted."""
     wanted = set(streams)
     fds: list[int] = []
     seen: set[tuple[int, int]] = set()
-    left = tail
+    left, last = tail, 0
     for path in candidates(folder):
         if tail >= 0 and left == 0 and fds:
             break
@@ -113,14 +114,16 @@ def open_tail(folder: Path, tail: int, streams: Iterable[int]) -> list[int]:
             continue
         seen.add(_inode(fd))
         fds.insert(0, fd)
+        size = os.fstat(fd).st_size
+        if len(fds) == 1:
+            last = size
         if tail >= 0:
-            left = _seek_tail(fd, left, wanted)
-    return fds
+            left = _seek_tail(fd, size, left, wanted)
+    return fds, last
 
 
-def _seek_tail(fd: int, count: int, wanted: set[int]) -> int:
-    """Place `fd` before its last `count` wanted whole lines; how many are still missing."""
-    end = os.lseek(fd, 0, os.SEEK_END)
+def _seek_tail(fd: int, end: int, count: int, wanted: set[int]) -> int:
+    """Place `fd` before the last `count` wanted whole lines ahead of `end`; how many are still missing."""
     position = end
     carry = b""
     while position > 0:
@@ -152,12 +155,11 @@ class Reader:
 
     def __init__(self, folder: Path, tail: int, streams: Iterable[int], bounded: bool = False) -> None:
         self._folder = folder
-        self._queue = open_tail(folder, tail, streams)
+        self._queue, size = open_tail(folder, tail, streams)
         self._bounded = bounded
         self._left = 0
         if bounded and self._queue:
-            last = self._queue[-1]
-            self._left = os.fstat(last).st_size - os.lseek(last, 0, os.SEEK_CUR)
+            self._left = size - os.lseek(self._queue[-1], 0, os.SEEK_CUR)
         self._carry = b""
         self._lines = Lines()
 
