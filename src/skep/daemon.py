@@ -41,7 +41,8 @@ from skep.engine.oci.kernel import make_shared_root
 from skep.errors import ConfigError, SkepError
 from skep.ids import new_hex
 from skep.membership import Membership
-from skep.node.base import Attachments, LocalNetworks
+from skep.model.network import Network
+from skep.node.base import Attachments, LocalNetwork, LocalNetworks
 from skep.node.container import NodeFacts
 from skep.node.health import Health
 from skep.node.imagegc import ImageGarbage, Marks
@@ -150,7 +151,13 @@ class Node:
 
     def _runtime(self, datapath: Datapath) -> TaskRuntime:
         self._tasks = TaskRuntime(self.engine, datapath, self.facts, self.clock, self.rng, self.networks, self.volumes)
+        self._tasks.tell = partial(self.node_events.placed, known=self._network)
         return self._tasks
+
+    def _network(self, reference: str) -> LocalNetwork | Network | None:
+        """This node's, or one of the cluster's that it takes part in, by its id."""
+        own = self.own_networks.get(reference)
+        return own or next((one for one in self.cluster_attachments.networks() if one.id == reference), None)
 
     async def start_up(self) -> None:
         """What is there without a cluster: containers, their network and names."""

@@ -6,6 +6,7 @@ Containers: 64 hex digits.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Protocol
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -45,3 +46,9 @@ def new_secret(rng: Random) -> str:
 def new_hex(rng: Random, digits: int = 64) -> str:
     """A new identifier of a container (64 hex digits), endpoint or exec."""
     return f"{rng.getrandbits(digits * 4):0{digits}x}"
+
+
+def endpoint_id(owner: str, network_id: str) -> str:
+    """A stable 64-digit name of one's place on a network: Docker draws it, here it follows from both ids, so that every node says the same.
+    `owner`: a task's id, or that of a plain container."""
+    return hashlib.sha256(f"{owner}/{network_id}".encode()).hexdigest()

@@ -267,6 +267,11 @@ def test_outside_of_a_swarm_and_on_a_worker() -> None:
         removed = await client.ask("DELETE", "/networks/net1")
         assert (removed.status, "Worker nodes can't be used to view or modify cluster state." in removed.body["message"]) == (503, True)
         assert (await client.ask("DELETE", "/networks/nosuch")).status == 404
+        world.attachments.closed.append(Network(id="c" * 25, spec=NetworkSpec(name="closed", scope="swarm"), vni=4098))
+        assert (await client.ask("GET", "/networks/closed")).status == 404, "it is not told of what does not concern it"
+        refused = await client.ask("POST", "/networks/closed/connect", {"Container": "c1"})
+        why = "rpc error: code = PermissionDenied desc = network closed not manually attachable"
+        assert (refused.status, refused.body["message"]) == (403, f"Could not attach to network closed: {why}")
 
     play(scene, swarm=False)
 

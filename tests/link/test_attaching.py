@@ -255,3 +255,20 @@ def test_a_node_learns_of_the_networks_that_concern_it(reference: str, found: st
     cluster.say(cluster.n1, Find(question="q", reference=reference))
     (answer,) = cluster.answers(cluster.n1)
     assert answer.question == "q" and (answer.network.id if answer.network else "") == found
+
+
+@pytest.mark.parametrize(
+    ("reference", "status", "error"),
+    [
+        ("net", 0, ""),
+        ("closed", 403, "network closed-name not manually attachable"),
+        ("in", 403, "not manually attachable"),
+        ("nothing", 0, ""),
+    ],
+)
+def test_who_asks_to_join_hears_why_it_may_not(reference: str, status: int, error: str) -> None:
+    cluster = Cluster()
+    cluster.say(cluster.n1, Find(question="q", reference=reference, joining=True))
+    (answer,) = cluster.answers(cluster.n1)
+    assert answer.status == status and error in answer.error
+    assert (answer.network is None) == (reference != "net") and answer.rpc == ("PermissionDenied" if status else "")

@@ -97,6 +97,36 @@ def test_a_task_from_image_to_nothing() -> None:
     play(story)
 
 
+def test_who_is_on_its_networks_is_told_once_and_when_it_is_so() -> None:
+    async def story(w: World) -> None:
+        told: list[tuple[str, str, bool, bool]] = []
+
+        def tell(action: str, container: Container) -> None:
+            told.append(
+                (action, container.config.extra["task"], container.config.extra["task"] in w.datapath.places, bool(w.engine.starts))
+            )
+
+        w.runtime.tell = tell
+        given = item(attachments=INGRESS)
+        await w.runtime.prepare(given)
+        assert told == []
+        await w.runtime.start(given)
+        assert told == [("connect", "tid", True, False)], "before it starts"
+        w.runtime = w.new_runtime()
+        w.runtime.tell = tell
+        await w.runtime.start_up()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(w.runtime.wait(given))
+            group.create_task(w.runtime.shutdown(given))
+        await w.runtime.remove("tid")
+        assert told[1:] == [("disconnect", "tid", False, True)], "also by a daemon that did not start it"
+        await w.runtime.prepare(item("never", attachments=INGRESS))
+        await w.runtime.remove("never")
+        assert len(told) == 2, "one that never started was on none"
+
+    play(story)
+
+
 def test_images_pulled_or_not() -> None:
     async def story(w: World) -> None:
         pulls = w.engine.images_.pulls

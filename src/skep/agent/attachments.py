@@ -193,14 +193,14 @@ class ClusterAttachments:
                     for over in leaving:
                         await over.wait()
 
-    async def find(self, reference: str) -> Network | None:
+    async def find(self, reference: str, *, joining: bool = False) -> Network | None:
         if self._agent is None:
             return None
         if self._agent.linked:
             id = new_id(self._rng)
             with suppress(Unavailable, TimeoutError):
                 async with asyncio.timeout(self.patience):
-                    return (await self._ask(id, Find(question=id, reference=reference))).network
+                    return (await self._ask(id, Find(question=id, reference=reference, joining=joining))).network
         here = self.networks()
         exact = [network for network in here if reference in (network.id, network.name)]
         found = exact or [network for network in here if reference and network.id.startswith(reference)]

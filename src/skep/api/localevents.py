@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from skep.api.wire.containers import image_name
 from skep.clock import SECOND, Clock
 from skep.engine.base import Container, Engine, Exit
+from skep.model.network import Network
+from skep.node.base import LocalNetwork
 
 PAST = 256
 PENDING = 1024
@@ -93,6 +95,14 @@ class LocalEvents:
             self.container(action, subject, attributes)
         else:
             self.publish(message(kind, action, subject, attributes, self._clock.now()))
+
+    def placed(self, action: str, container: Container, known: Callable[[str], LocalNetwork | Network | None]) -> None:
+        """A task's container joins its networks (`connect`), or has left them. `known`: a network by its id, or this node's by its name."""
+        for place in container.config.extra.get("networks") or ():
+            network = known(place["id"])
+            if network is not None:
+                attributes = {"container": container.config.id, "name": network.name, "type": network.driver}
+                self.tell("network", action, network.id, attributes)
 
     async def run(self) -> None:
         queue = self._queue = self._engine.subscribe()

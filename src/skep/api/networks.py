@@ -13,6 +13,7 @@ from skep.api.context import Cluster
 from skep.api.routing import Call
 from skep.api.wire import networks as wire
 from skep.errors import Invalid, NotFound, Unavailable
+from skep.ids import endpoint_id
 from skep.model.network import Network
 from skep.model.node import Node
 from skep.model.service import Service
@@ -84,17 +85,17 @@ def local_endpoints(call: Call, network: LocalNetwork) -> Iterator[wire.Endpoint
         yield wire.Endpoint(
             key=config.id if config is not None else place.sandbox_id,
             name=config.name if config is not None else "",
-            id=place.id,
+            id=endpoint_id(place.sandbox_id, network.id) if is_task_sandbox(place.sandbox_id) else place.id,
             address=place.address,
             mac=place.mac,
         )
 
 
 def cluster_endpoints(call: Call, network: Network) -> Iterator[wire.Endpoint]:
-    """This node's containers on a network of the cluster: as the manager knows them, else as the node does; and the load balancer."""
+    """This node's containers on a network of the cluster: as the node knows them, else as the manager does; and the load balancer."""
     cluster = cluster_of(call)
     shown: set[str] = set()
-    for endpoint in (*_of_tasks(cluster, network), *_of_containers(call, network)):
+    for endpoint in (*_of_containers(call, network), *_of_tasks(cluster, network)):
         if endpoint.key not in shown:
             shown.add(endpoint.key)
             yield endpoint
@@ -108,7 +109,7 @@ def _balancer(call: Call, network: Network) -> Iterator[wire.Endpoint]:
     if config is None:
         return
     name, key = ("ingress", "ingress-sbox") if network.spec.ingress else (network.name, f"lb-{network.name}")
-    id = wire.endpoint_id(call.context.swarm.info().node_id, network.id)
+    id = endpoint_id(call.context.swarm.info().node_id, network.id)
     yield wire.Endpoint(key=key, name=f"{name}-endpoint", id=id, address=f"{config.gateway}/{config.subnet.partition('/')[2]}")
 
 
@@ -119,7 +120,7 @@ def _of_tasks(cluster: Cluster | None, network: Network) -> Iterator[wire.Endpoi
         container = task.status.container
         address = address_on(task, network)
         if container is not None and container.container_id and address and not task.terminal:
-            yield wire.Endpoint(key=container.container_id, name=task.name, id=wire.endpoint_id(task.id, network.id), address=address)
+            yield wire.Endpoint(key=container.container_id, name=task.name, id=endpoint_id(task.id, network.id), address=address)
 
 
 def _of_containers(call: Call, network: Network) -> Iterator[wire.Endpoint]:
@@ -131,13 +132,13 @@ def _of_containers(call: Call, network: Network) -> Iterator[wire.Endpoint]:
         if record is not None:
             for place in record.joined:
                 if place.network_id == network.id and place.address:
-                    id = place.endpoint_id or wire.endpoint_id(config.id, network.id)
+                    id = place.endpoint_id or endpoint_id(config.id, network.id)
                     yield wire.Endpoint(key=config.id, name=config.name, id=id, address=place.address, mac=place.mac)
             continue
         described = call.state.containers.describe(container)
         for attached in described.networks:
             if attached.network_id == network.id and attached.addresses:
-                id = wire.endpoint_id(described.task_id, network.id)
+                id = endpoint_id(described.task_id, network.id)
                 yield wire.Endpoint(key=config.id, name=config.name, id=id, address=attached.addresses[0])
 
 
@@ -191,7 +192,7 @@ def _services(cluster: Cluster, network: Network) -> dict[str, Any]:
         shown[name]["Tasks"].append(
             {
                 "Name": owner if attached is not None else task.name,
-                "EndpointID": wire.endpoint_id(owner, network.id),
+                "EndpointID": endpoint_id(owner, network.id),
                 "EndpointIP": address.partition("/")[0],
                 "Info": {"Host IP": node.status.addr if node is not None else ""},
             }

@@ -80,6 +80,8 @@ class Find(Message, frozen=True, kw_only=True, tag="find"):
 
     question: str
     reference: str
+    joining: bool = False
+    """A container is to be put on it: where that may not be, the answer is the refusal."""
 
 
 class Leave(Message, frozen=True, kw_only=True, tag="leave"):

@@ -59,6 +59,8 @@ class Attaching:
     def find(self, message: Find, networks: Iterable[str]) -> Answer:
         """`networks`: those that the node takes part in."""
         network = self._network(message.reference, by_prefix=True)
+        if network is not None and message.joining and not _attachable(network):
+            return _refusal(message.question, _closed(network))
         known = network is not None and (_attachable(network) or network.id in networks)
         return Answer(question=message.question, network=network if known else None)
 
@@ -72,7 +74,7 @@ class Attaching:
             if network is None:
                 raise NotFound(f"network {message.network} not found")
             if not _attachable(network):
-                raise Forbidden(f"network {network.name} not manually attachable", rpc="PermissionDenied")
+                raise _closed(network)
             task = self._task(session.node_id, network, message)
         except SkepError as error:
             return [(session, _refusal(message.task_id, error))]
@@ -209,6 +211,10 @@ class Attaching:
 
 def _attachable(network: Network) -> bool:
     return network.driver == "overlay" and network.spec.attachable and not network.spec.ingress
+
+
+def _closed(network: Network) -> SkepError:
+    return Forbidden(f"network {network.name} not manually attachable", rpc="PermissionDenied")
 
 
 def _is_place(task: Task, container_id: str, network_id: str) -> bool:

@@ -84,7 +84,7 @@ class NoAttachments:
 
     async def detach(self, container_id: str, network_id: str = "") -> None: ...
 
-    async def find(self, reference: str) -> Network | None:
+    async def find(self, reference: str, *, joining: bool = False) -> Network | None:
         return None
 
     def networks(self) -> list[Network]:

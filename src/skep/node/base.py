@@ -171,9 +171,10 @@ class Attachments(Protocol):
         """Give back its place there, or all of them. Waits a little for the manager to know; without one it is told later. Idempotent."""
         ...
 
-    async def find(self, reference: str) -> Network | None:
+    async def find(self, reference: str, *, joining: bool = False) -> Network | None:
         """A network of the cluster that is attachable, or that this node takes part in, by id, name or unique id prefix, as a manager knows
-        it; without a manager, as this node does. None: there is none that this node may know of."""
+        it; without a manager, as this node does. None: there is none that this node may know of. `joining`: a container is to be
+        put on it; raises Forbidden where it is not attachable."""
         ...
 
     def networks(self) -> list[Network]:

@@ -14,7 +14,7 @@ import msgspec
 
 from skep.clock import Clock
 from skep.engine.base import Container, Engine, Exit
-from skep.errors import NotFound, SkepError, Unavailable
+from skep.errors import Conflict, NotFound, SkepError, Unavailable
 from skep.node import plain_mounts, restart
 from skep.node.health import Health, Probe, probe_of, watch
 from skep.node.plain_config import Point, Record, blank, extra_of, record_of
@@ -267,6 +267,13 @@ class Ends:
     async def _remove(self, container: Container, record: Record, *, volumes: bool) -> None:
         """Under the lock."""
         id = container.config.id
+        if container.running:
+            # it leaves its networks, and says so, before it is gone
+            with suppress(NotFound, Conflict):
+                await self._engine.kill(id)
+            with suppress(NotFound):
+                await self._engine.wait(id)
+            await self._clean(id)
         await self._engine.remove(id, force=True)
         await self._clean(id)
         await self._volumes.release(container.config.mounts)

@@ -15,7 +15,7 @@ from skep.clock import SECOND, Clock
 from skep.datapath.base import Datapath, HostPort, Place, Resolving
 from skep.engine.base import Container, Engine
 from skep.errors import Conflict, Forbidden, Invalid, NotFound, SkepError, Unavailable
-from skep.ids import Random, new_hex
+from skep.ids import Random, endpoint_id, new_hex
 from skep.node.base import Attachments, LocalNetworks, is_task_sandbox
 from skep.node.container import SANDBOX_SYSCTLS, NodeFacts
 from skep.node.plain_check import container_of
@@ -161,7 +161,7 @@ class Places:
                 raise Invalid(f"container cannot be connected to network {local.name}")
             wanted = {"address": settings.address, "mac": settings.mac_address}
             endpoint = await self._networks.reserve(local.id, config.id, names=names, **wanted)
-            address, gateway, endpoint_id = endpoint.address, endpoint.gateway, endpoint.id
+            address, gateway, place_id = endpoint.address, endpoint.gateway, endpoint.id
             network_id, name, mac = local.id, local.name, endpoint.mac or settings.mac_address
         else:
             if self.attachments is None:
@@ -176,9 +176,9 @@ class Places:
             except NotFound as error:
                 raise NotFound(NO_SUCH.format(error.text)) from None
             network_id, name, gateway, mac = attached.id, attached.name, "", ""
-            endpoint_id = one.endpoint_id or new_hex(self._rng)
+            place_id = endpoint_id(config.id, network_id)
         found = msgspec.structs.replace(
-            one, network=name, network_id=network_id, endpoint_id=endpoint_id, address=address, gateway=gateway, mac=mac, names=names
+            one, network=name, network_id=network_id, endpoint_id=place_id, address=address, gateway=gateway, mac=mac, names=names
         )
         place = Place(network_id=network_id, address=address, gateway=gateway, mac=mac, network_name=name, priority=settings.gw_priority)
         return found, place

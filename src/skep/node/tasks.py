@@ -83,6 +83,9 @@ class TaskRuntime:
         self._containers: dict[str, str] = {}
         """Task id -> container id."""
         self._sandboxes: set[str] = set()
+        self._connected: dict[str, Container] = {}
+        self.tell: Callable[[str, Container], None] = lambda action, container: None
+        """Hears `connect` before a container starts, and `disconnect` once one of `_connected` is off its networks; replaceable."""
         self._health: dict[str, Health] = {}
         self._pulls: dict[tuple[str, str], _Pull] = {}
 
@@ -92,6 +95,8 @@ class TaskRuntime:
             task_id = container.config.labels.get(TASK_ID)
             if task_id:
                 self._containers[task_id] = container.config.id
+                if container.running:
+                    self._connected[task_id] = container
         self._sandboxes = {id for id in await self._datapath.sandboxes() if is_task_sandbox(id)}
 
     def known(self) -> list[str]:
@@ -278,6 +283,8 @@ class TaskRuntime:
         if container.exit is None and not container.running:
             try:
                 async with self._usable(container.config.mounts):
+                    self._connected[item.task.id] = container
+                    self.tell("connect", container)
                     await self._engine.start(id)
             except SkepError as error:
                 raise type(error)(f"starting container failed: {error.text}") from None
@@ -337,6 +344,8 @@ class TaskRuntime:
             if self._networks is not None:
                 await self._networks.release(task_id)
             self._sandboxes.discard(task_id)
+        if (container := self._connected.pop(task_id, None)) is not None:
+            self.tell("disconnect", container)
 
     async def remove(self, task_id: str) -> None:
         id = self._containers.get(task_id)

@@ -155,6 +155,8 @@ class FakeAttachments:
 
     def __init__(self) -> None:
         self.known: list[Network] = []
+        self.closed: list[Network] = []
+        """The manager's, of which this node is not told."""
         self.places: dict[tuple[str, str], str] = {}
         """(container id, network id) -> address."""
         self._lost: list[Callable[[str, str], None]] = []
@@ -184,7 +186,9 @@ class FakeAttachments:
         for key in [k for k in self.places if k[0] == container_id and network_id in ("", k[1])]:
             del self.places[key]
 
-    async def find(self, reference: str) -> Network | None:
+    async def find(self, reference: str, *, joining: bool = False) -> Network | None:
+        if joining and (closed := next((n for n in self.closed if reference in (n.id, n.name)), None)) is not None:
+            raise Forbidden(f"network {closed.name} not manually attachable", rpc="PermissionDenied")
         for network in self.known:
             if reference in (network.id, network.name):
                 return network

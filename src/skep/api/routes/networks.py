@@ -291,14 +291,25 @@ def _containers(call: Call) -> Plain:
 async def connect(call: Call) -> web.StreamResponse:
     request = await call.body(wire.ConnectRequest)
     plain = _containers(call)
-    network = await networks.find(call, call.path["id"])
+    reference = call.path["id"]
+    try:
+        network = await networks.find(call, reference)
+    except NotFound:
+        await _hear_why_not(call, reference)
+        raise
     if isinstance(network, Network) and not network.spec.attachable:
-        raise Forbidden(
-            f"Could not attach to network {network.name}: rpc error: code = PermissionDenied desc = network {network.name} not manually"
-            " attachable"
-        )
+        reason = Forbidden(f"network {network.name} not manually attachable", rpc="PermissionDenied")
+        raise Forbidden(f"Could not attach to network {network.name}: {reason.message}")
     await plain.connect(network.name, request.container, request.endpoint_config)
     return nothing()
+
+
+async def _hear_why_not(call: Call, reference: str) -> None:
+    """A worker is not told of a network that it may not attach to, unless somebody asks just that."""
+    try:
+        await call.context.attachments.find(reference, joining=True)
+    except Forbidden as error:
+        raise Forbidden(f"Could not attach to network {reference}: {error.message}") from None
 
 
 @ROUTES.add("POST", "/networks/{id}/disconnect")

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from skep.api.wire import plain
-from skep.api.wire.networks import endpoint_id, mac_of
+from skep.api.wire.networks import mac_of
 from skep.api.wire.times import ZERO, ago, stamp
 from skep.clock import SECOND
 from skep.engine.base import ContainerConfig, Image
+from skep.ids import endpoint_id
 from skep.node.containers import Described
 from skep.node.health import Health
 from skep.node.task_form import Asked, told

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -160,11 +159,6 @@ def _form(
         "Options": options,
         "Labels": labels,
     }
-
-
-def endpoint_id(owner: str, network_id: str) -> str:
-    """A stable 64-digit name of one's place on a network: Docker draws it, here it follows from both ids."""
-    return hashlib.sha256(f"{owner}/{network_id}".encode()).hexdigest()
 
 
 def mac_of(address: str) -> str:
