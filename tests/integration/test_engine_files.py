@@ -4,10 +4,16 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
+import gzip
 import io
+import lzma
 import os
+import shutil
 import stat
+import subprocess
 import tarfile
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -16,6 +22,7 @@ import pytest
 from engine_fixture import Bench, config, running_engine, until
 
 from skep.engine.base import Engine, Limits, Mount
+from skep.engine.oci.archive import _Plain
 from skep.engine.oci.engine import OciEngine
 from skep.errors import Forbidden, Invalid, NotFound, SkepError
 
@@ -386,3 +393,47 @@ def test_stats_count_what_is_used(runtime: str) -> None:
             assert ended.at and (ended.memory, ended.cpu_total, ended.memory_limit) == (0, 0, 0)
 
     asyncio.run(main())
+
+
+def squeezed(kind: str, data: bytes) -> bytes:
+    if kind == "zstd":
+        return subprocess.run(["zstd", "-q"], input=data, capture_output=True, check=True).stdout
+    return {"gzip": gzip, "bzip2": bz2, "xz": lzma}[kind].compress(data)
+
+
+@pytest.mark.parametrize("kind", ["gzip", "bzip2", "xz", *(["zstd"] if shutil.which("zstd") else [])])
+def test_compressed_archives_go_in_too(kind: str) -> None:
+    async def main() -> None:
+        async with running_engine() as engine:
+            id = await made(engine)
+            await engine.write_archive(id, "/tmp", sent(squeezed(kind, pack(("a", b"one"), ("b", b"two")))))
+            found = await read(engine.read_archive(id, "/tmp/a"))
+            assert found["a"].pax_headers["content"] == "one"
+            with pytest.raises(Invalid, match="the archive cannot be read"):
+                whole = squeezed(kind, pack(("a", os.urandom(100_000))))
+                await engine.write_archive(id, "/tmp", sent(whole[: len(whole) // 2]))
+
+    async def made(engine: Engine) -> str:
+        wanted = config("true")
+        await engine.create(wanted)
+        return wanted.id
+
+    asyncio.run(main())
+
+
+def test_few_bytes_that_stand_for_many_are_not_taken_into_memory() -> None:
+    packer, bomb = bz2.BZ2Compressor(9), b""
+    for _ in range(16):
+        bomb += packer.compress(bytes(1 << 24))
+    bomb += packer.flush()
+    assert len(bomb) < 1000
+    tracemalloc.start()
+    try:
+        plain = _Plain(io.BytesIO(bomb))
+        total = 0
+        while piece := plain.read(1 << 18):
+            total += len(piece)
+        assert total == 16 << 24
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()

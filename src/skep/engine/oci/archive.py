@@ -15,9 +15,10 @@ import stat
 import tarfile
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from typing import IO
+from typing import IO, Any
 
 from skep.engine.oci import kernel
+from skep.engine.oci.compression import LONGEST_MAGIC, BadStream, decompressor, sniff
 from skep.engine.oci.view import View, base_name, follows
 from skep.errors import Forbidden, Invalid, SkepError
 
@@ -79,6 +80,30 @@ async def stream(folder: int, arguments: Sequence[str]) -> AsyncGenerator[bytes,
 # in
 
 
+class _Plain:
+    """A stream's own bytes, a bounded piece at a time: tarfile would take the whole of what a few bytes stand for into memory."""
+
+    def __init__(self, data: IO[bytes]) -> None:
+        self._data = data
+        head = data.read(LONGEST_MAGIC)
+        self._decompressor = decompressor(sniff(head))
+        self._pieces = self._decompressor.feed(head)
+        self._left = memoryview(b"")
+
+    def read(self, size: int) -> bytes:
+        while not self._left:
+            piece = next(self._pieces, b"")
+            if not piece:
+                chunk = self._data.read(_CHUNK)
+                if not chunk:
+                    self._decompressor.finish()
+                    return b""
+                self._pieces = self._decompressor.feed(chunk)
+            self._left = memoryview(piece)
+        out, self._left = bytes(self._left[:size]), self._left[size:]
+        return out
+
+
 class _Member(tarfile.TarInfo):
     """Extended headers are read as a whole: not longer than they may be."""
 
@@ -113,9 +138,10 @@ class Unpacking:
         self._times: list[tuple[str, int]] = []
 
     def run(self, data: IO[bytes]) -> None:
-        """Plain or compressed (gzip, bzip2, xz). Blocks. Raises Invalid for what is no archive, Forbidden for a read-only place."""
+        """Plain or compressed (gzip, bzip2, xz, zstd). Blocks. Raises Invalid for what is no archive, Forbidden for a read-only place."""
         try:
-            with tarfile.open(fileobj=data, mode="r|*", tarinfo=_Member, bufsize=4 * _CHUNK) as archive:
+            plain: Any = _Plain(data)
+            with tarfile.open(fileobj=plain, mode="r|", tarinfo=_Member, bufsize=4 * _CHUNK) as archive:
                 for member in archive:
                     archive.members.clear()  # type: ignore[attr-defined]
                     self._one(archive, member)
@@ -123,7 +149,7 @@ class Unpacking:
                 self._set_time(path, mtime)
             while data.read(_CHUNK):  # padding, so that who sends comes to an end
                 pass
-        except (tarfile.TarError, EOFError, ValueError) as error:
+        except (tarfile.TarError, BadStream, ValueError) as error:
             raise Invalid(f"the archive cannot be read: {error}") from None
         except OSError as error:
             if error.errno == errno.EROFS:

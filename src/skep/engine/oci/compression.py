@@ -17,6 +17,10 @@ from skep.errors import SkepError
 PIECE = 1 << 20
 
 
+class BadStream(SkepError):
+    """The bytes are not in the format they are said to be in, or end in the middle."""
+
+
 class Decompressor(Protocol):
     def feed(self, data: bytes) -> Iterator[bytes]:
         """What comes out for `data`, in pieces of at most PIECE bytes. Raises SkepError for what is not in this format."""
@@ -65,16 +69,16 @@ class Gzip:
             try:
                 out = self._stream.decompress(data, PIECE)
             except zlib.error as error:
-                raise SkepError(f"gzip: {error}") from None
+                raise BadStream(f"gzip: {error}") from None
             if out:
                 yield out
             data = self._stream.unused_data if self._stream.eof else self._stream.unconsumed_tail
 
     def finish(self) -> None:
         if not self._started:
-            raise SkepError("gzip: the stream is empty")
+            raise BadStream("gzip: the stream is empty")
         if not self._stream.eof:
-            raise SkepError("gzip: unexpected end of the stream")
+            raise BadStream("gzip: unexpected end of the stream")
 
 
 class _Standard:
@@ -97,14 +101,14 @@ class _Standard:
             try:
                 out = self._stream.decompress(data, PIECE)
             except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
-                raise SkepError(f"{self.name}: {error}") from None
+                raise BadStream(f"{self.name}: {error}") from None
             if out:
                 yield out
             data = self._stream.unused_data if self._stream.eof else b""
 
     def finish(self) -> None:
         if not self._started or not self._stream.eof:
-            raise SkepError(f"{self.name}: unexpected end of the stream")
+            raise BadStream(f"{self.name}: unexpected end of the stream")
 
 
 class Bzip2(_Standard):
@@ -162,7 +166,7 @@ class Zstd:
             target = _Buffer(ctypes.addressof(self._out), PIECE, 0)
             left = self._library.ZSTD_decompressStream(self._stream, ctypes.byref(target), ctypes.byref(source))
             if self._library.ZSTD_isError(left):
-                raise SkepError(f"zstd: {self._library.ZSTD_getErrorName(left).decode()}")
+                raise BadStream(f"zstd: {self._library.ZSTD_getErrorName(left).decode()}")
             self._left = left
             full = target.pos == PIECE and left != 0
             if target.pos:
@@ -170,4 +174,4 @@ class Zstd:
 
     def finish(self) -> None:
         if self._left != 0:
-            raise SkepError("zstd: unexpected end of the stream")
+            raise BadStream("zstd: unexpected end of the stream")
