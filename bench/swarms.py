@@ -115,8 +115,8 @@ class Swarm:
         self.until(lambda: not self.api("GET", "/tasks"), "all tasks are gone")
         self.until(lambda: not self.containers(), "all containers are gone")
 
-    def containers(self) -> int:
-        return sum(len(call(socket, "GET", "/containers/json?all=1")) for socket in self.sockets.values())
+    def containers(self, also_stopped: bool = True) -> int:
+        return sum(len(call(socket, "GET", f"/containers/json?all={int(also_stopped)}")) for socket in self.sockets.values())
 
 
 def address(task: dict[str, Any], network: str) -> str:
