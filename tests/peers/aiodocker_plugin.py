@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,13 +19,6 @@ def pytest_fixture_setup(fixturedef: Any, request: Any) -> Any:
     host = os.environ["DOCKER_HOST"]
     fixturedef.cached_result = (host, fixturedef.cache_key(request), None)
     return host
-
-
-@pytest.fixture(autouse=True, scope="session")
-def untagged_python() -> Iterator[None]:
-    """Some tests use `python` without pulling it: aiodocker's CI has it."""
-    subprocess.run(["docker", "pull", "-q", "python"], check=True, stdout=subprocess.DEVNULL)
-    yield
 
 
 _PHASES: dict[str, list[Any]] = {}

@@ -25,8 +25,11 @@ from skep.local.build import Built, Entry, directory, image, layer, link, progra
 from skep.local.images import base_files
 from skep.local.registry import RegistryServer, find_tool
 
+CACHE = Path(__file__).parents[2] / ".cache/peers"
+"""Where tools/peers puts what it fetches."""
 MIRROR = 5999
 ADDRESS = "192.0.2.1"
+TESTS_WITHIN = 300
 READY_WITHIN = 60.0
 """Seconds."""
 _PYTHON = "/usr/bin/python3"
@@ -73,9 +76,9 @@ def busybox_image() -> Built:
     return image([layer(base_files())], cmd=["sh"])
 
 
-def serve_hub(folder: Path) -> None:
-    """The registry, until killed."""
-    with RegistryServer(folder / "hub", port=MIRROR) as registry:
+def build_hub(folder: Path) -> None:
+    """What a registry with these images keeps on disk."""
+    with RegistryServer(folder) as registry:
         for name, tag, built in (
             ("library/python", "3.13-alpine", python_image("3.13")),
             ("library/python", "3.14-alpine", python_image("3.14")),
@@ -84,6 +87,11 @@ def serve_hub(folder: Path) -> None:
             ("library/busybox", "latest", busybox_image()),
         ):
             push_image(registry.url, name, tag, built)
+
+
+def serve_hub(folder: Path) -> None:
+    """The registry, until killed."""
+    with RegistryServer(folder / "hub", port=MIRROR):
         (folder / "hub-ready").touch()
         signal.pause()
 
@@ -118,7 +126,8 @@ class PeerWorld:
         self._spawn(command, self.log)
         self._until(self.answers)
 
-    def start_hub(self) -> None:
+    def start_hub(self, built: Path) -> None:
+        shutil.copytree(built, self.folder / "hub")
         self._spawn([sys.executable, __file__, str(self.folder)], self.folder / "hub.log")
         self._until((self.folder / "hub-ready").exists)
 
@@ -195,16 +204,32 @@ def _mounts_below(folder: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def peer_world(*settings: str, hub: bool = False) -> Iterator[PeerWorld]:
+def peer_world(hub: Path) -> Iterator[PeerWorld]:
+    """`hub`: what build_hub has built."""
     made = PeerWorld()
     try:
-        if hub:
-            made.start_hub()
-            settings += ("--registry-mirror", f"http://127.0.0.1:{MIRROR}")
-        made.start(*settings)
+        made.start_hub(hub)
+        made.start("--registry-mirror", f"http://127.0.0.1:{MIRROR}")
         yield made
     finally:
         made.clear()
+
+
+def peers_pytest(world: PeerWorld, folder: Path, environment: dict[str, str], *arguments: str) -> str:
+    """What pytest printed, run in `folder` on the daemon's host, with the Python that tools/peers has made."""
+    assert (CACHE / ".done").exists(), "other projects' tests are not here: run tools/peers"
+    home = world.folder / "home"
+    home.mkdir()
+    environment = environment | {
+        "PATH": f"{CACHE / 'venv/bin'}:{os.environ['PATH']}",
+        "HOME": str(home),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "DOCKER_HOST": f"unix://{world.socket}",
+    }
+    # nsenter leaves the working directory
+    command = world.inside("env", f"--chdir={folder}", str(CACHE / "venv/bin/python"), "-m", "pytest", "-q", *arguments)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TESTS_WITHIN, stdin=subprocess.DEVNULL)
+    return done.stdout + done.stderr
 
 
 if __name__ == "__main__":

@@ -5,22 +5,25 @@ Those that do not pass stand in aiodocker-skips.toml with their reason; one that
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from peer_world import PeerWorld, peer_world
+from peer_world import CACHE, PeerWorld, peer_world, peers_pytest
 
 HERE = Path(__file__).parent
-CACHE = HERE.parents[1] / ".cache" / "peers"
-FILES = ("containers", "images", "execs", "volumes", "system", "networks", "events", "integration", "swarm", "nodes", "services")
+GROUPS = (
+    ("containers",),
+    ("images", "execs", "volumes", "system", "networks", "events", "integration"),
+    ("swarm", "nodes", "services"),
+)
 """Of aiodocker's test files: those that speak to a daemon about what skep has. Not: what tests aiodocker alone, ssh, secrets, configs."""
-SECONDS = 300
 INI = """
 [pytest]
 addopts = -p aiodocker_plugin -p no:cacheprovider
@@ -36,48 +39,43 @@ filterwarnings =
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[PeerWorld]:
-    if not (CACHE / ".done").exists():
-        pytest.fail("aiodocker is not here: run tools/peers")
-    with peer_world(hub=True) as found:
-        yield found
-
-
-def run(world: PeerWorld) -> tuple[dict[str, Any], str]:
+def run(world: PeerWorld, files: Sequence[str]) -> tuple[dict[str, Any], str]:
     """(what became of each test, by name; what pytest printed)."""
-    ini, outcomes, home = world.folder / "pytest.ini", world.folder / "outcomes", world.folder / "home"
+    ini, outcomes = world.folder / "pytest.ini", world.folder / "outcomes"
     ini.write_text(INI)
-    home.mkdir()
     environment = {
-        "PATH": f"{CACHE / 'venv/bin'}:{os.environ['PATH']}",
-        "HOME": str(home),
         "PYTHONPATH": f"{CACHE / 'aiodocker'}:{HERE}",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "DOCKER_HOST": f"unix://{world.socket}",
         "TESTCONTAINERS_RYUK_DISABLED": "true",
         # else it takes a host with a /.dockerenv or the like for a container, and its gateway for the daemon's host
         "TESTCONTAINERS_CONNECTION_MODE": "docker_host",
         "TESTCONTAINERS_HOST_OVERRIDE": "localhost",
         "PEER_OUTCOMES": str(outcomes),
     }
-    files = [f"tests/test_{name}.py" for name in FILES]
-    # nsenter leaves the working directory
-    python = ("env", f"--chdir={CACHE / 'aiodocker'}", str(CACHE / "venv/bin/python"))
-    command = world.inside(*python, "-m", "pytest", "-q", "-c", str(ini), "--rootdir", ".", *files)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL)
+    # some tests use `python` without pulling it: aiodocker's CI has it
+    assert world.ask("POST", "/images/create?fromImage=python&tag=latest")[0] == 200
+    tests = [f"tests/test_{name}.py" for name in files]
+    printed = peers_pytest(world, CACHE / "aiodocker", environment, "-c", str(ini), "--rootdir", ".", *tests)
     if not outcomes.exists():
-        return {}, done.stdout + done.stderr
-    return {(line := json.loads(text))["name"]: line for text in outcomes.read_text().splitlines()}, done.stdout + done.stderr
+        return {}, printed
+    return {(line := json.loads(text))["name"]: line for text in outcomes.read_text().splitlines()}, printed
 
 
-def test_aiodocker(world: PeerWorld) -> None:
+def run_all(hub: Path) -> tuple[dict[str, Any], str, str]:
+    """(what became of each test; what pytest printed; what skepd logged). Each group in a world of its own: most of it is waiting."""
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(len(GROUPS)) as threads:
+        worlds = list(threads.map(stack.enter_context, (peer_world(hub) for _ in GROUPS)))
+        done = list(threads.map(run, worlds, GROUPS))
+        logs = "\n".join(world.log.read_text(errors="replace") for world in worlds)
+    return {name: line for found, _ in done for name, line in found.items()}, "\n".join(printed for _, printed in done), logs
+
+
+def test_aiodocker(hub: Path) -> None:
     tables = tomllib.loads((HERE / "aiodocker-skips.toml").read_text())
     known, either = tables["not passing"], tables["either"]
-    found, printed = run(world)
+    found, printed, log = run_all(hub)
     if keep := os.environ.get("SKEP_PEERS_KEEP"):
         Path(keep).write_text(json.dumps(found, indent=1))
-        (Path(keep).parent / "peers.log").write_text(printed + "\n" + world.log.read_text())
+        Path(keep).with_suffix(".log").write_text(printed + "\n" + log)
     assert len(found) > 100, printed[-5000:]
     wrong = [
         f"{name}: {line['outcome']}\n{line['said'][-3000:]}"
@@ -89,5 +87,4 @@ def test_aiodocker(world: PeerWorld) -> None:
     ]
     wrong += [f"{name}: aiodocker has no such test: take it out of aiodocker-skips.toml" for name in known | either if name not in found]
     assert not wrong, "\n\n".join(wrong)
-    log = world.log.read_text()
     assert "Traceback" not in log, log[log.index("Traceback") - 500 :][:5000]

@@ -13,6 +13,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,8 +51,8 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[PeerWorld]:
-    with peer_world(hub=True) as found:
+def world(hub: Path) -> Iterator[PeerWorld]:
+    with peer_world(hub) as found:
         yield found
 
 

@@ -27,6 +27,8 @@ def _path(call: Call) -> str:
     path = call.query.get("path", "")
     if not path:
         raise Invalid("invalid parameter: path cannot be empty")
+    if "\0" in path:
+        raise Invalid("invalid parameter: path holds a null byte")
     return path
 
 

@@ -47,7 +47,7 @@ class View:
         try:
             return kernel.open_at_root(self.root, path, flags)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
                 raise NotFound(f"Could not find the file {path} in container {self.id}") from None
             raise
 
