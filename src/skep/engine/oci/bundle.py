@@ -377,12 +377,16 @@ def remove_tree(path: Path) -> None:
                 raise
 
 
-def remove_cgroups(path: str, root: str = "/sys/fs/cgroup") -> None:
-    """The directory and all below it, in every hierarchy; processes in them are left alone, and so are their directories."""
+def remove_cgroups(path: str, root: str = "/sys/fs/cgroup") -> bool:
+    """The directory and all below it, in every hierarchy; processes in them are left alone, and so are their directories: False then."""
+    gone = True
     tops = [root] if cgroup2(root) else [f"{root}/{name}" for name in os.listdir(root) if os.path.isdir(f"{root}/{name}")]
     for top in tops:
         for folder, _, _ in os.walk(f"{top}/{path.strip('/')}", topdown=False):
             try:
                 os.rmdir(folder)
-            except OSError:
+            except FileNotFoundError:
                 pass
+            except OSError:
+                gone = False
+    return gone

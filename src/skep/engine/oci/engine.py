@@ -286,12 +286,14 @@ class OciEngine(Control, Contents):
         def delete() -> None:
             with suppress(OSError):
                 bundle.append(self._folders, entry.stored)  # first of all: the exit code outlives a boot
-            with suppress(SkepError, OSError):
-                conmon.run(self._places, "delete", "--force", entry.id)
-            state = self._folders.state / entry.id
-            if state.exists():  # a create that was killed has left too little for the runtime to know it
-                bundle.remove_tree(state)
-                bundle.remove_cgroups(spec.cgroup_path(entry.stored.config, self._cgroup_parent))
+            cgroup, state = spec.cgroup_path(entry.stored.config, self._cgroup_parent), self._folders.state / entry.id
+            # what the runtime's `delete` does where no process is left, without one of its own
+            if not bundle.remove_cgroups(cgroup):
+                with suppress(SkepError, OSError):
+                    conmon.run(self._places, "delete", "--force", entry.id)
+                if state.exists():  # a create that was killed has left too little for the runtime to know it
+                    bundle.remove_cgroups(cgroup)
+            bundle.remove_tree(state)
 
         def unmount() -> None:
             if not entry.viewers:
