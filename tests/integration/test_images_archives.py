@@ -282,3 +282,17 @@ def test_importing_what_others_packed(tmp_path: Path) -> None:
     with pytest.raises(SkepError, match="cannot be unpacked"):
         asyncio.run(node.import_archive(chunks(b"no tar" * 1000)))
     assert leftovers(tmp_path) == []
+
+
+def test_configs_are_held_once_and_not_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = small("once")
+    data = gzip.decompress(next(blob for blob in built.blobs.values() if blob[:2] == b"\x1f\x8b"))
+    config = built.config + b" " * (1 << 20)
+    files: dict[str, bytes | str] = {"config.json": config, "again.json": "config.json", "layer.tar": data}
+    items = [{"Config": name, "Layers": ["layer.tar"]} for name in ("config.json", "again.json")] * 150
+    lines = load(images(tmp_path / "one"), tar({**files, "manifest.json": json.dumps(items).encode()}))
+    assert lines == [f"Loaded image ID: {sha256(config)}"] * 300
+    monkeypatch.setattr(archives, "MOST_CONFIGS", 2 << 20)
+    files["again.json"] = config + b" "
+    with pytest.raises(SkepError, match="the images' configs have more than 2097152 bytes"):
+        load(images(tmp_path / "two"), tar({**files, "manifest.json": json.dumps(items).encode()}))

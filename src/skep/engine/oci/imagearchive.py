@@ -22,6 +22,8 @@ from skep.errors import Invalid, NotFound, SkepError
 MOST_MEMBERS = 100_000
 MOST_LINKS = 20
 MOST_IMAGES = 10_000
+MOST_CONFIGS = 256 << 20
+"""Bytes of all images' configs: they are held until their images are taken in."""
 NAME = "io.containerd.image.name"
 TAG = "org.opencontainers.image.ref.name"
 
@@ -67,6 +69,8 @@ class Archive:
         self._file = file
         self._places: dict[str, Place] = {}
         self._links: dict[str, str] = {}
+        self._configs: dict[Place, bytes] = {}
+        self._held = 0
         self._scan()
 
     def _scan(self) -> None:
@@ -99,7 +103,7 @@ class Archive:
             if (members := members + 1) > MOST_MEMBERS:
                 raise Invalid(f"the archive has more than {MOST_MEMBERS} files")
             if b"size" in pax:
-                length = int(pax[b"size"]) if pax[b"size"].isdigit() else size + 1
+                length = int(pax[b"size"]) if pax[b"size"].isdigit() and len(pax[b"size"]) < 20 else size + 1
             name = _clean(pax.get(b"path") or long or ustar_path(block))
             if kind in (b"0", b"\0"):
                 if at + length > size:
@@ -134,6 +138,18 @@ class Archive:
             raise Invalid(f"{name} has {place.size} bytes, more than the {limit} allowed")
         return self._read(place)
 
+    def _config(self, name: str) -> bytes:
+        """However many images name it, it is held once."""
+        place = self.find(name)
+        known = self._configs.get(place) if place is not None else None
+        if known is None:
+            known = self._whole(name, MAX_CONFIG)
+            assert place is not None
+            if (total := self._held + len(known)) > MOST_CONFIGS:
+                raise Invalid(f"the images' configs have more than {MOST_CONFIGS} bytes")
+            self._configs[place], self._held = known, total
+        return known
+
     def compression(self, place: Place) -> str:
         """Of a layer: archives do not say."""
         return sniff(self._read(Place(place.offset, min(place.size, LONGEST_MAGIC))))
@@ -155,7 +171,7 @@ class Archive:
             raise Invalid(f"the archive has more than {MOST_IMAGES} images")
         return [
             Saved(
-                config=self._whole(item.config, MAX_CONFIG),
+                config=self._config(item.config),
                 layers=self._layers(item.layers or []),
                 names=tuple(parse(tag).tagged() for tag in item.tags or ()),
             )
@@ -183,7 +199,7 @@ class Archive:
                 manifest = self._manifest(choose(manifest, wanted).digest, "")
             if manifest.config is None:
                 raise Invalid(f"invalid manifest: {manifest.digest} is an index inside an index")
-            config = self._whole(_blob(manifest.config.digest), MAX_CONFIG)
+            config = self._config(_blob(manifest.config.digest))
             layers = self._layers([_blob(layer.digest) for layer in manifest.layers])
             before = found.get(config)
             names = (*(before.names if before else ()), *_names(entry.annotations or {}))
