@@ -12,6 +12,8 @@ from typing import Any
 
 UNSEEN = 255
 RETRIES = 2
+TAKEN = ("failed to set up container networking", "Address already in use", "port is already allocated")
+"""Why one could not be started again: somebody else has what it had, or its network was removed meanwhile."""
 
 PROGRAMS: Mapping[str, str] = {
     "stay": "exec sleep 1000000",
@@ -58,6 +60,8 @@ class Box:
     def unsure(self) -> None:
         self.run = self.paused = self.by_hand = self.memory = self.networks = None
         self.pid = 0
+        if self.removes:  # a start that fails removes it too
+            self.exists = None
 
     def started(self) -> None:
         """By the user."""
@@ -100,10 +104,15 @@ class Box:
             self.run = False
 
     def daemon_started(self) -> None:
-        """`always` is meant so: also what was stopped by hand."""
-        if self.policy == "always" and self.by_hand is not False and self.run is False:
+        """`always` is meant so: also what was stopped by hand. What could not be started for want of a network or an address is tried
+        again."""
+        if self.run is not False:
+            return
+        if self.policy == "always" and self.by_hand is not False:
             self.run = None if self.program in ENDS or self.by_hand is None else True
             self.by_hand, self.codes = False, set()
+        elif self.policy and not self.by_hand and self.codes != {0} and (self.policy != "on-failure" or self.restarts < RETRIES):
+            self.run, self.codes = None, set()
 
 
 def wrong(boxes: Iterable[Box], found: Mapping[str, Any]) -> list[str]:
@@ -130,7 +139,8 @@ def _wrong(box: Box, one: Mapping[str, Any]) -> list[str]:
     if box.id and box.named and one["Name"] != f"/{box.name}":
         said.append(f"is named {one['Name']}")
     running = state["Running"] and not state["Restarting"]
-    if box.run is not None and running != box.run:
+    yielded = box.policy and not running and any(text in state["Error"] for text in TAKEN)
+    if box.run is not None and running != box.run and not yielded:
         said.append(f"{'should' if box.run else 'should not'} run: {state}")
     if box.run is False and not running:
         if state["Restarting"]:

@@ -186,12 +186,29 @@ def in_network(world: ChaosWorld, known: Containers) -> list[str]:
             kept = json.loads((folder / id).read_text())["address"].partition("/")[0]
             if kept != wanted[id]:
                 said.append(f"container {id[:12]} has {wanted[id]}, on disk is {kept}")
+    said += in_places(world, known)
     links = [link for link in json.loads(world.run_in_router("ip", "-j", "link")) if link["ifname"].startswith("v-")]
     addresses = {address for places in endpoints.values() for address in places.values()}
     if len(links) != len(addresses):
         said.append(f"{len(links)} links for {len(addresses)} addresses")
     routes = [route for route in json.loads(world.run_in_router("ip", "-j", "route")) if route.get("dev", "").startswith("v-")]
     return said + unlike("route", {route["dst"] for route in routes}, addresses) + in_namespaces(world, known)
+
+
+def in_places(world: ChaosWorld, known: Containers) -> list[str]:
+    """Ports are published as Docker shows them, and a container's own name is among those that are answered."""
+    said = []
+    for id in known.sandboxed:
+        one = known.running[id]
+        shown = {(name, binding["HostPort"]) for name, bindings in one["NetworkSettings"]["Ports"].items() for binding in bindings or ()}
+        file = world.folder / "r" / "network" / "places" / id
+        laid = json.loads(file.read_text()).get("ports", []) if file.exists() else []
+        said += unlike(f"port of container {id[:12]}", (f"{p['target']}/{p.get('protocol', 'tcp')}->{p['port']}" for p in laid),
+                       (f"{name}->{port}" for name, port in shown))  # fmt: skip
+        for network, place in one["NetworkSettings"]["Networks"].items():
+            if network not in ("none", "bridge") and one["Name"][1:] not in (place.get("DNSNames") or ()):
+                said.append(f"container {one['Name']} is answered as {place.get('DNSNames')} on network {network}")
+    return said
 
 
 def in_namespaces(world: ChaosWorld, known: Containers) -> list[str]:

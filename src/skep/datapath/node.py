@@ -72,8 +72,12 @@ class NodeNetwork:
             await self._serve_again(sandbox_id, resolving)
 
     async def disconnect(self, sandbox_id: str, network_id: str) -> None:
-        await self._names.withdraw(sandbox_id, network_id)
+        """The interface first: whoever finds it there after a kill finds its names too. A resolver that does not answer is told later."""
         await self._kernel.disconnect(sandbox_id, network_id)
+        try:
+            await self._names.withdraw(sandbox_id, network_id)
+        except SkepError as error:
+            log.warning("names in sandbox %s: %s", sandbox_id, error.message)
 
     async def _serve_again(self, sandbox_id: str, resolving: Resolving) -> None:
         sandbox = Sandbox(id=sandbox_id, path=self._kernel.path_of(sandbox_id))

@@ -82,21 +82,28 @@ class Ends:
         sandboxes = set(await self.places.sandboxes())
         for id in sandboxes:
             if self._engine.get(id) is None:
-                await self.places.leave(id)
+                try:
+                    await self.places.leave(id)
+                except SkepError as error:
+                    log.error("the network place of container %s, which is gone: %s", id[:12], error.text)
         for container in list(self._engine.all()):
             record = record_of(container.config)
             if record is None:
                 continue
             id = container.config.id
-            if container.running:
-                self._placed.add(id)
-                await self.places.adopt(container, record)
-                continue
-            if id in sandboxes or record.ports or any(one.address for one in record.joined):
-                self._placed.add(id)
-                await self._clean(id)
-            await self._volumes.release(container.config.mounts)
-            if container.exit is None:
+            try:
+                if container.running:
+                    self._placed.add(id)
+                    await self._note(id, await self.places.adopt(container, record))
+                    continue
+                if id in sandboxes or record.ports or any(one.address for one in record.joined):
+                    self._placed.add(id)
+                    await self._clean(id)
+                await self._volumes.release(container.config.mounts)
+            except SkepError as error:
+                # one container's trouble is no reason for the node not to start; what it holds is given back with its next start or end
+                log.error("container %s: %s", id[:12], error.text)
+            if container.running or container.exit is None:
                 continue
             policy, ended = record.host.restart_policy, container.exit
             if restart.again_at_boot(policy, ended, stopped=record.stopped, restarts=record.restarts):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import msgspec
 
@@ -18,6 +19,7 @@ from skep.errors import Conflict, Forbidden, Invalid, NotFound, SkepError, Unava
 from skep.ids import Random, endpoint_id, new_hex
 from skep.node.base import Attachments, LocalNetworks, is_task_sandbox
 from skep.node.container import SANDBOX_SYSCTLS, NodeFacts
+from skep.node.plain_adopt import adopt
 from skep.node.plain_check import container_of
 from skep.node.plain_config import EndpointSettings, Joined, Record, blank, record_of
 from skep.node.plain_files import (
@@ -306,13 +308,10 @@ class Places:
             joined.append(msgspec.structs.replace(one, names=names) if one.names else one)
         return tuple(joined)
 
-    async def adopt(self, container: Container, record: Record) -> None:
-        """It has run on while the daemon was away: its addresses on this node's networks stay taken."""
-        for one in record.joined:
-            if one.address and self._networks.get(one.network_id) is not None:
-                address = one.address.partition("/")[0]
-                with suppress(SkepError):
-                    await self._networks.reserve(one.network_id, container.config.id, address=address, mac=one.mac, names=one.names)
+    async def adopt(self, container: Container, record: Record) -> Record:
+        """It has run on while the daemon was away: it is where its record says, and that place stays taken."""
+        resolving = partial(self._resolving, container, record, record.joined)
+        return await adopt(container, record, self._networks, self._datapath, resolving, self._published_at(record))
 
     async def adopt_attached(self, container: Container, record: Record, clock: Clock) -> None:
         """The same for the cluster's networks: asked for again until a manager answers, or the container has ended."""

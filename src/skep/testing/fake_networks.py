@@ -114,7 +114,9 @@ class FakeNetworks:
     ) -> LocalEndpoint:
         known = self._endpoints.get((network_id, sandbox_id))
         if known is not None:
-            return known
+            if names:
+                await self.announce(network_id, sandbox_id, names)
+            return self._endpoints[network_id, sandbox_id]
         config = self._networks[network_id].ipam[0]
         subnet = ip_network(config.subnet)
         taken = {e.address.partition("/")[0] for e in self.endpoints(network_id)} | {config.gateway}

@@ -1,0 +1,63 @@
+"""A container whose networks were being changed when the daemon was killed: it is on those that its record says, no more and no fewer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from test_plain import World, play
+
+from skep.datapath.base import Place
+from skep.node.plain_config import EndpointSettings
+
+PUBLISHED = {"80/tcp": [{"HostPort": "8080"}]}
+
+
+async def start_anew(w: World) -> None:
+    w.plain._queue = None
+    for known in list(w.engine._queues):
+        w.engine.unsubscribe(known)
+    w.plain = w.new_plain()
+    await w.plain.start_up()
+
+
+@pytest.mark.parametrize("cut", ["connecting", "disconnected", "given back", "unpublished"])
+def test_a_change_of_networks_that_was_cut_short_counts_as_not_done(tmp_path: Path, cut: str) -> None:
+    async def story(w: World) -> None:
+        one, two = [(await w.networks.create(name)).id for name in ("one", "two")]
+        id = await w.run(HostConfig={"NetworkMode": "one", "PortBindings": PUBLISHED})
+        if cut == "connecting":
+            place = await w.networks.reserve(two, id)
+            await w.datapath.connect(id, Place(network_id=two, address=place.address))
+        else:
+            await w.datapath.unpublish(id)
+            if cut != "unpublished":
+                await w.datapath.disconnect(id, one)
+            if cut == "given back":
+                await w.networks.release(id, one)
+        record = w.record(id)
+        await start_anew(w)
+        assert [(p.network_id, p.address) for p in w.datapath.places[id]] == [(one, record.joined[0].address)]
+        assert [e.network_id for e in w.networks.endpoints_of(id)] == [one]
+        assert [p.published for p in w.datapath.ports[id]] == [8080]
+        assert msgspec.structs.replace(w.record(id), joined=()) == msgspec.structs.replace(record, joined=())
+        await w.plain.connect(two, id, EndpointSettings())
+        assert set(w.datapath.networks_of(id)) == {one, two}
+        await w.plain.disconnect(one, id)
+        await w.plain.disconnect(two, id)
+        assert not w.datapath.places[id] and not w.networks.endpoints_of(id)
+
+    play(tmp_path, story)
+
+
+def test_a_rename_that_was_cut_short_is_done(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        network = await w.networks.create("one")
+        id = await w.run("before", HostConfig={"NetworkMode": "one"})
+        await w.engine.amend(id, name="after")
+        await start_anew(w)
+        assert w.record(id).joined[0].names == ("after", id[:12])
+        assert w.networks.endpoints(network.id)[0].names == ("after", id[:12])
+
+    play(tmp_path, story)
