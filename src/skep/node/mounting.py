@@ -72,7 +72,7 @@ def unmount(path: Path) -> None:
     """And remove the mount point. A mount that is still in use goes when its last user does."""
     if is_mount_point(path) and (failed := _run("umount", "--lazy", "--", str(path))):
         raise SkepError(f"failed to unmount volume: {failed}")
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # somebody may have put something into it
         path.rmdir() if path.is_dir() else path.unlink()
 
 
