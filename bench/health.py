@@ -19,8 +19,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import peers
 from tables import Table
+
+import peers
 
 IMAGE = f"{peers.REGISTRY}/box:1"
 EVERY = 0.002

@@ -19,8 +19,9 @@ import subprocess
 import time
 from datetime import datetime
 
-import peers
 from tables import Table, timed
+
+import peers
 
 IMAGE = f"{peers.REGISTRY}/box:1"
 AWK = 'BEGIN { s = sprintf("%" (bytes - 1) "s", ""); gsub(/ /, "x", s); while (lines-- > 0) { print s; if (flush) fflush() } }'

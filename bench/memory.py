@@ -12,8 +12,9 @@ from __future__ import annotations
 import itertools
 import time
 
-import peers
 from tables import Table
+
+import peers
 
 IMAGE = f"{peers.REGISTRY}/box:1"
 PORTS = itertools.count(20000)

@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable
 
 import images
-import peers
 from tables import Table, timed
 
+import peers
 from skep.local.build import Built, image, layer, program
 from skep.local.images import build_echo_image
 

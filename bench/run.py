@@ -24,10 +24,10 @@ import time
 from collections.abc import Callable
 
 import containers
-import peers
 from engine_fixture import Bench, config, make_rootfs
 from tables import Table, timed
 
+import peers
 from skep.engine.base import ContainerConfig
 from skep.engine.oci import kernel
 

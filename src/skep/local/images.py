@@ -72,7 +72,8 @@ case ${1:-pause} in
     pause) ;;
     http) shift; exec /usr/local/bin/serve "$@" ;;
     chatty)
-        awk -v lines="$2" -v bytes="${3:-80}" 'BEGIN { s = sprintf("%" (bytes - 1) "s", ""); gsub(/ /, "x", s); while (lines-- > 0) print s }'
+        awk -v lines="$2" -v bytes="${3:-80}" \
+            'BEGIN { s = sprintf("%" (bytes - 1) "s", ""); gsub(/ /, "x", s); while (lines-- > 0) print s }'
         ;;
     *) echo "bench: unknown: $1" >&2; exit 2 ;;
 esac
