@@ -13,7 +13,7 @@ from skep.agent.session import Session as AgentSession
 from skep.agent.state import MemoryState
 from skep.agent.worker import Apply, Cancel, Do, Worker
 from skep.clock import MILLISECOND, SECOND
-from skep.link.messages import Applied, Assignments, Heartbeat, Left, Welcome
+from skep.link.messages import Applied, Assignments, Heartbeat, Hello, Left, Welcome
 from skep.manager.session import Session
 from skep.model.assignment import DiscoveryItem, EndpointItem, NetworkItem, TaskItem
 from skep.model.enums import NodeState
@@ -112,6 +112,29 @@ def test_one_wave_for_all_that_leave_together() -> None:
     for id, message in told.items():
         cluster.applies(id, message)
     assert len(cluster.left()) == 20
+
+
+def test_a_node_that_comes_back_is_waited_for_though_the_others_were_done_while_it_greeted() -> None:
+    """Its session is there, and not welcomed yet, when the last of those that were asked without it answers."""
+    cluster = Cluster()
+    down = msgspec.structs.replace(cluster.node("n1").status, state=NodeState.DOWN)
+    cluster.dispatcher.disconnect(cluster.nodes.pop("n1"))
+    cluster.change(Node, "n1", status=down)
+    cluster.hear_all()
+    told = cluster.stop()
+    assert told.keys() == {"n2", "n3"}
+    cluster.applies("n3", told["n3"])
+    hello = Hello(description=NodeDescription(hostname="n1"))
+    cluster.nodes["n1"] = cluster.dispatcher.connect("n1", hello, cluster.clock.now(), "192.0.2.1")
+    cluster.applies("n2", told["n2"])
+    heard = cluster.hear_all()
+    assert any(isinstance(m, Welcome) for m in heard["n1"]) and not any(isinstance(m, Left) for m in heard["n1"])
+    for id, messages in heard.items():
+        for message in messages:
+            if isinstance(message, Assignments) and message.acknowledge:
+                assert cluster.left() == []
+                cluster.applies(id, message)
+    assert cluster.left() == ["t"]
 
 
 @pytest.mark.parametrize("gone", ["down", "removed"])

@@ -301,7 +301,8 @@ class Dispatcher:
     def _tell_left(self) -> None:
         for node_id, tasks in self._departures.take_left().items():
             session = self.sessions.get(node_id)
-            if session is not None:
+            # one that is not welcomed yet: `joins` asks anew for its tasks, for it may still send to them itself
+            if session is not None and session.welcomed:
                 session.left |= tasks
                 session.due = True
                 self._wake(session)

@@ -34,6 +34,10 @@ class Plain:
         self._calls: dict[str, tuple[Call, str]] = {}
         """Task -> (the call under way, its container)."""
 
+    @property
+    def asking(self) -> bool:
+        return bool(self._asking)
+
     # docker run, docker rm
 
     def run(self, session: Session, network: str, address: str) -> None:

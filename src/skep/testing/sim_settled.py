@@ -163,6 +163,8 @@ class Settled:
                 if t.spec.network_attachment_spec is not None
                 for place in t.attachments
             }
+            if node.runtime.plain.asking:
+                return f"{node.hostname} asks for a plain container's place"
             held = {(container, *place) for container, place in node.runtime.plain.running.items()}
             if places != held:
                 return f"{node.hostname} has plain containers at {sorted(held)}, the manager knows of {sorted(places)}"
