@@ -349,3 +349,55 @@ def test_a_limit_that_the_kernel_lacks_is_said_to_be_discarded(tmp_path: Path) -
         assert warnings == ["Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded."]
 
     play(tmp_path, story)
+
+
+def test_a_daemon_starts_though_one_container_s_place_cannot_be_given_back(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        bad = await w.run("bad")
+        again = await w.run("again", HostConfig={"RestartPolicy": {"Name": "always"}})
+        w.plain._queue = None
+        w.plain = w.new_plain()
+        for known in list(w.engine._queues):
+            w.engine.unsubscribe(known)
+        w.engine.end(bad, 1)
+        w.engine.end(again, 1)
+        w.datapath.places["f" * 64] = ()
+        w.datapath.fail["detach"] = SkepError("nft: no buffer space available")
+        await w.plain.start_up()
+        del w.datapath.fail["detach"]
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(w.plain.run())
+            await w.until(lambda: (c := w.engine.get(again)) is not None and c.running)
+            await w.plain.start(bad)
+            running.cancel()
+
+    play(tmp_path, story)
+
+
+def test_a_connect_that_cannot_be_kept_leaves_nothing_of_it(tmp_path: Path) -> None:
+    """However far it came: another container may have the address, and the network can be joined later."""
+
+    async def story(w: World) -> None:
+        id = await w.run(HostConfig={"PortBindings": {"80/tcp": [{"HostPort": "8080"}]}})
+        for name in ("net1", "net2"):
+            await w.networks.create(name)
+        await w.plain.disconnect("bridge", id)
+        other = await w.run("other", HostConfig={"PortBindings": {"80/tcp": [{"HostPort": "8080"}]}})
+        with pytest.raises(SkepError, match="port is already allocated"):
+            await w.plain.connect("net1", id, EndpointSettings())
+        assert w.datapath.networks_of(id) == () and w.networks.endpoints_of(id) == []
+        await w.plain.stop(other, seconds=0)
+
+        w.datapath.delay["connect"] = SECOND
+        connecting = asyncio.ensure_future(w.plain.connect("net1", id, EndpointSettings()))
+        await w.until(lambda: w.networks.endpoints_of(id))
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+        w.datapath.delay.clear()
+        assert w.datapath.networks_of(id) == () and w.networks.endpoints_of(id) == []
+
+        await w.plain.connect("net1", id, EndpointSettings())
+        assert len(w.datapath.networks_of(id)) == 1 and [p.published for p in w.record(id).ports] == [8080]
+
+    play(tmp_path, story)

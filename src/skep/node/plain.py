@@ -287,7 +287,11 @@ class Plain(Ends):
             if placed is None:
                 await self._keep(id, msgspec.structs.replace(record, joined=(*record.joined, joined)))
                 return
-            await self._keep_placed(id, record, placed)
+            try:
+                await self._keep_placed(id, record, placed)
+            except SkepError:
+                await self.places.undo(id, joined)
+                raise
         self.tell(
             "network", "connect", joined.network_id, {"container": id, "name": joined.network, "type": self._driver(joined.network_id)}
         )

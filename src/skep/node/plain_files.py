@@ -6,8 +6,9 @@ from pathlib import Path
 
 from skep.datapath.base import HostPort
 from skep.engine.base import Container
-from skep.errors import Invalid
+from skep.errors import Invalid, SkepError
 from skep.model.spec import DNSConfig
+from skep.node.base import LocalNetwork
 from skep.node.container import NodeFacts, resolv_conf
 from skep.node.plain_check import split_port, split_range
 from skep.node.plain_config import EndpointSettings, Record
@@ -97,3 +98,11 @@ def read_text(path: str) -> str:
         return Path(path).read_text(errors="replace")
     except OSError:
         return ""
+
+
+def host_gateway(bridge: LocalNetwork | None) -> str:
+    """`host-gateway` of --add-host."""
+    gateway = next((config.gateway for config in bridge.ipam if config.gateway), "") if bridge is not None else ""
+    if not gateway:
+        raise SkepError("unable to derive the IP value for host-gateway")
+    return gateway.partition("/")[0]

@@ -25,6 +25,7 @@ from skep.node.plain_config import EndpointSettings, Joined, Record, blank, reco
 from skep.node.plain_files import (
     SHORT,
     check_settings,
+    host_gateway,
     mode_is_none,
     own_names,
     own_resolv,
@@ -228,11 +229,17 @@ class Places:
         joined = (*record.joined, found)
         try:
             await self._datapath.connect(container.config.id, place, self._resolving(container, record, joined))
+            ports = record.ports or await self._publish(container, record, joined)
         except BaseException:
-            await self._give_back(container.config.id, found)
+            await self.undo(container.config.id, found)
             raise
-        ports = record.ports or await self._publish(container, record, joined)
         return found, Placed(hosts=self._hosts(record, joined), resolv_conf=resolver_conf(record, self.facts), joined=joined, ports=ports)
+
+    async def undo(self, id: str, found: Joined) -> None:
+        """A place made for nothing: its interface goes before its address, for the data path makes it even when we are cancelled."""
+        with suppress(SkepError):
+            await self._datapath.disconnect(id, found.network_id)
+        await self._give_back(id, found)
 
     async def disconnect(self, container: Container, record: Record, reference: str) -> tuple[Joined, Placed]:
         """Raises Forbidden where it is not on it."""
@@ -252,7 +259,7 @@ class Places:
             await self._datapath.disconnect(container.config.id, gone.network_id)
             await self._give_back(container.config.id, gone)
             if not ports and published is gone and any(one.address for one in left):
-                with suppress(Invalid):
+                with suppress(SkepError):  # somebody may have taken them meanwhile
                     ports = await self._publish(container, record, left)
         return gone, Placed(hosts=self._hosts(record, left), resolv_conf=resolver_conf(record, self.facts), joined=left, ports=ports)
 
@@ -386,13 +393,6 @@ class Places:
         for entry in record.host.extra_hosts:
             name, _, address = entry.partition(":")
             if address == "host-gateway":
-                address = self._host_gateway()
+                address = host_gateway(self._networks.get("bridge"))
             lines.append(f"{address.strip('[]')}\t{name}")
         return lines
-
-    def _host_gateway(self) -> str:
-        bridge = self._networks.get("bridge")
-        gateway = next((config.gateway for config in bridge.ipam if config.gateway), "") if bridge is not None else ""
-        if not gateway:
-            raise SkepError("unable to derive the IP value for host-gateway")
-        return gateway.partition("/")[0]
