@@ -19,6 +19,7 @@ from skep.local import calls, cluster
 from skep.local.layout import layout
 
 HOST, MOVED, CLIENT = "192.168.77.2", "192.168.77.3", "192.168.77.9"
+FORWARD = "/proc/sys/net/ipv4/ip_forward"
 BRIDGE_CALLS = "/proc/sys/net/bridge/bridge-nf-call-iptables"
 SCRIPT = (
     "while true; do nc -l -p 8080 -e sh -c "
@@ -87,10 +88,13 @@ def seen(said: str) -> str:
     return columns[4].rpartition(":")[0].removeprefix("::ffff:") if len(columns) > 4 else ""
 
 
-def test_a_cluster_where_dockerd_has_been(places: tuple[Place, Place]) -> None:
+@pytest.mark.parametrize("forwards", ["1", "0"], ids=["as dockerd leaves it", "forwarding off"])
+def test_a_cluster_where_dockerd_has_been(places: tuple[Place, Place], forwards: str) -> None:
+    """A namespace begins with what this machine has: what matters is set in the one that plays the host, and goes with it."""
     if shutil.which("iptables") is None:
         pytest.skip("no iptables")
     host, client = places
+    host.write(FORWARD, forwards)
     host.run("iptables", "-P", "FORWARD", "DROP")
     host.run("iptables", "-N", "DOCKER-USER")
     host.run("iptables", "-A", "FORWARD", "-j", "DOCKER-USER")
@@ -139,6 +143,7 @@ def test_a_cluster_where_dockerd_has_been(places: tuple[Place, Place]) -> None:
                 finally:
                     telling.kill()
             assert rules(host) == before, "while the cluster runs"
+            assert host.run("cat", FORWARD).strip() == forwards
             if bridged:
                 assert host.run("cat", BRIDGE_CALLS) == "1\n"
         finally:
