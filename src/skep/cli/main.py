@@ -184,6 +184,8 @@ SINGLE: dict[str, tuple[str, str]] = {
 
 BUILDING = "skep builds no images: build with docker, podman or buildah elsewhere and push to a registry, or load an archive (skep load)"
 
+STACKS = "skep reads no Compose files yet: use docker stack, which works against skepd (DOCKER_HOST=unix:///run/skep/docker.sock)"
+
 REFUSED = {
     "build": BUILDING,
     "builder": BUILDING,
@@ -192,6 +194,10 @@ REFUSED = {
     "search": "skep has no search: look at the registry's own page",
     "plugin": "skep has no plugins",
     "context": "skep has no contexts: use -H, SKEP_HOST or DOCKER_HOST",
+    "stack": STACKS,
+    "compose": STACKS,
+    "secret": "skep does not keep secrets yet",
+    "config": "skep does not keep configs yet",
     "checkpoint": "skep has no checkpoints",
     "manifest": "skep does not edit manifests: use skopeo or docker manifest",
     "trust": "skep signs and verifies no images",
