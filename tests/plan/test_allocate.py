@@ -242,6 +242,13 @@ def test_dynamic_ports_come_in_turn_per_protocol_and_avoid_what_is_published() -
     assert [p.published_port for p in w.get(Service, "b").endpoint.ports] == [30004, 30001]
 
 
+def test_dynamic_ports_avoid_the_cluster_s_own() -> None:
+    w = born(data_path_port=30000)
+    w.service("a", ports=[port(1), port(2, protocol="udp")])
+    w.allocate()
+    assert [p.published_port for p in w.get(Service, "a").endpoint.ports] == [30000, 30001]
+
+
 def test_without_an_ingress_network_a_publishing_service_waits() -> None:
     w = World()
     w.cluster()

@@ -324,6 +324,19 @@ def test_a_port_that_was_given_is_taken_too(control: Control) -> None:
         create(control, spec(port(30000), name="other"))
 
 
+def test_the_cluster_s_own_ports_are_not_published(control: Control) -> None:
+    """What comes in by them would be led to tasks, and the nodes would lose one another."""
+    add(control, Node(id="manager", spec=NodeSpec(), manager_addr="192.0.2.1:2377"))
+    for number, protocol in ((4789, "udp"), (2377, "tcp")):
+        with pytest.raises(Invalid) as caught:
+            create(control, spec(port(number, protocol=protocol)))
+        text = f"{IN}port '{number}' is already in use by the cluster itself ({protocol}): its nodes would lose one another"
+        assert caught.value.message == text
+    create(control, spec(port(4789)))
+    create(control, spec(port(2377, protocol="udp"), name="second"))
+    create(control, spec(port(4789, "host", protocol="udp"), name="third"))
+
+
 def test_without_ingress_no_published_port(control: Control) -> None:
     asyncio.run(control.remove_network("ingress"))
     with pytest.raises(Invalid) as caught:

@@ -35,6 +35,7 @@ from skep.model.spec import (
     UpdateConfig,
 )
 from skep.model.tables import SERVICE_BY_NAME
+from skep.plan.allocate import own_ports
 from skep.plan.ops import Change, Create
 from skep.plan.view import View
 
@@ -269,6 +270,9 @@ def check_ports(view: View, spec: ServiceSpec, service_id: str) -> None:
             wanted.setdefault((port.protocol, port.published_port), set()).add(port.publish_mode)
     if not wanted:
         return
+    for key in sorted(own_ports(view) & wanted.keys()):
+        if "ingress" in wanted[key]:
+            raise invalid(f"port '{key[1]}' is already in use by the cluster itself ({key[0]}): its nodes would lose one another")
     for service in view.all(Service):
         if service.id == service_id:
             continue

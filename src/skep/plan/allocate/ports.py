@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from skep.model.cluster import Cluster
 from skep.model.defaults import DYNAMIC_PORTS
+from skep.model.node import Node
 from skep.model.service import Service
 from skep.model.spec import EndpointSpec, PortConfig, ServiceSpec
 from skep.plan.view import View
@@ -92,6 +94,13 @@ def give_ports(
             )
         )
     return tuple(given), moved
+
+
+def own_ports(view: View) -> frozenset[Port]:
+    """The cluster's own: what comes in by them must not be led to tasks, or its nodes lose one another."""
+    found = {("udp", cluster.data_path_port) for cluster in view.all(Cluster)}
+    numbers = {node.manager_addr.rpartition(":")[2] for node in view.all(Node) if node.manager_addr}
+    return frozenset(found | {("tcp", int(number)) for number in numbers if number.isdecimal()})
 
 
 def port_conflict(view: View, spec: ServiceSpec, service_id: str = "") -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from ipaddress import IPv4Network
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from skep.model.tables import TASK_UNALLOCATED
 from skep.model.task import Attachment, Task, TaskStatus
 from skep.plan.allocate.networks import NoSubnet, asked, given_subnets, pool_subnet, subnets_in_use
 from skep.plan.allocate.nodes import next_index
-from skep.plan.allocate.ports import Port, PortsTaken, give_ports, publishes_ingress
+from skep.plan.allocate.ports import Port, PortsTaken, give_ports, own_ports, publishes_ingress
 from skep.plan.allocate.state import Allocation
 from skep.plan.allocate.vni import OPTION, asked_vni, next_vni
 from skep.plan.ops import Change, Op, Plan
@@ -206,7 +207,7 @@ class Work:
             (spec.ports if spec else None) or (),
             before.ports if before else (),
             owner,
-            lambda port: port in state.host_ports,
+            lambda port: port in state.host_ports or port in self.own_ports,
             self.port_cursors,
         )
         self.port_cursors.update(moved)
@@ -215,6 +216,10 @@ class Work:
         endpoint = Endpoint(spec=spec, ports=ports, vips=vips)
         self.service_ops.append(Change(Service, service.id, {"endpoint": endpoint}, "its ports and virtual addresses"))
         self._hold(Service, msgspec.structs.replace(service, endpoint=endpoint), picked)
+
+    @cached_property
+    def own_ports(self) -> frozenset[Port]:
+        return own_ports(self.view)
 
     # tasks
 
