@@ -17,7 +17,7 @@ from conftest import World
 from inside import inside
 from test_network_check import check, node_id, removed, router
 
-from skep.local import underlay
+from skep.local import cluster, underlay
 
 MEGABYTE = 1 << 20
 PORT = 9100
@@ -230,6 +230,24 @@ def test_narrow_nodes_among_themselves(world: World, tasks: dict[str, Task]) -> 
         for node in tasks:
             assert f"mtu {NARROW - 50} " in router(world, node, "ip", "link", "show", f"vx{vni}")
         everybody_pumps(tasks.values())
+
+
+def test_a_node_that_begins_says_it_with_its_greeting(world: World, tasks: dict[str, Task]) -> None:
+    """Narrow before its skepd starts: nobody waits for a comparison."""
+    slim, *others = tasks["worker03"], tasks["manager"], tasks["worker01"]
+    cluster.stop_node(world.at, slim.node, name="SIGTERM")
+    try:
+        set_width(world, slim.node, NARROW)
+        cluster.start_node(world.at, slim.node)
+        cluster.wait_for_socket(world.at, slim.node)
+        for task in others:
+            world.until(_hears(world, task, slim, NARROW - 50), f"{task.node} knows how wide the way to {slim.node} is")
+        everybody_pumps([slim, *others])
+    finally:
+        set_width(world, slim.node, WIDE)
+        check(world, "--repair")
+    for task in others:
+        world.until(_hears(world, task, slim, 0), f"{task.node} knows that it is wide again")
 
 
 def _at(world: World, node: str) -> dict[str, object]:
