@@ -58,7 +58,7 @@ def test_pause_stops_everything_and_unpause_goes_on(runtime: str) -> None:
             size = log.stat().st_size
             used = kernel_time(known(engine, made.id).pid)
             await asyncio.sleep(0.2)
-            assert kernel_time(known(engine, made.id).pid) == used and log.stat().st_size - size < 10
+            assert kernel_time(known(engine, made.id).pid) == used and log.stat().st_size - size < 200, "what was on its way"
             with pytest.raises(Conflict, match=f"Container {made.id} is already paused"):
                 await engine.pause(made.id)
             with pytest.raises(Conflict, match="is paused, unpause the container before exec"):

@@ -6,7 +6,6 @@ A signal for a paused container lets it go on where Docker does: for SIGKILL, an
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import signal as signals
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,6 @@ from skep.engine.oci.limits import Change, change_of
 from skep.engine.oci.signals import signal_number
 from skep.errors import Conflict, Invalid, SkepError
 
-log = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", re.ASCII)
 
 
@@ -155,7 +153,7 @@ class Control(Core):
             except OSError as error:
                 if lasting:
                     raise
-                log.warning("container %s: a change could not be written down: %s", entry.id[:12], error.strerror)
+                self._unwritten.add(entry, error)
             if entry.ready:
                 bundle.write_etc(self._folders, new)
 

@@ -15,6 +15,7 @@ from skep.engine.oci.cgroups import Groups
 from skep.engine.oci.entry import Entry
 from skep.engine.oci.operations import Operations
 from skep.engine.oci.runtime import Runtime
+from skep.engine.oci.unwritten import Unwritten
 from skep.errors import NotFound
 from skep.ids import Random
 
@@ -34,6 +35,7 @@ class Core:
     _runtime: Runtime
     _places: conmon.Places
     _making: Making
+    _unwritten: Unwritten
 
     def __init__(self, data_root: Path, run_root: Path, images: LayeredImages, clock: Clock, rng: Random, cgroup_parent: str) -> None:
         self._folders = Folders(data_root.absolute(), run_root.absolute())

@@ -35,6 +35,7 @@ from skep.engine.oci.operations import Operations
 from skep.engine.oci.rotation import Rotation
 from skep.engine.oci.sealed import seal
 from skep.engine.oci.streams import AttachStreams, Sizes
+from skep.engine.oci.unwritten import Unwritten
 from skep.engine.oci.watching import Watching
 from skep.errors import Conflict, Invalid, NotFound, SkepError, Unavailable
 from skep.ids import Random, new_hex
@@ -85,6 +86,7 @@ class OciEngine(Control, Contents):
         self._inotify = Inotify(self._loop)
         self._watching = Watching(self._loop, self._inotify, self._folders, self._places, self._clock, self._entries, self._ended)
         self._rotation = Rotation(self._operations, self._folders, self._entries)
+        self._unwritten = Unwritten(self._operations, self._folders, self._entries)
         for found in await self._loop.run_in_executor(self._operations.outside, find, self._folders, self._clock):
             entry = Entry(found.stored)
             entry.made = True
@@ -99,6 +101,8 @@ class OciEngine(Control, Contents):
                 self._watching.add(entry)
             elif found.unfinished:
                 self._retire(entry)
+            if found.unwritten is not None:
+                self._unwritten.add(entry, found.unwritten)
         self._rotation.arm()
 
     def _prepare(self) -> tuple[runtime.Runtime, spec.Host, Filters]:
@@ -113,6 +117,7 @@ class OciEngine(Control, Contents):
     async def shut_down(self) -> None:
         self._rotation.stop()
         await self._operations.shut_down(self._entries.values())
+        await asyncio.to_thread(self._unwritten.finish)
         for entry in self._entries.values():
             self._watching.drop(entry)
             for streams in (*entry.waiting, *entry.attached):
@@ -272,8 +277,7 @@ class OciEngine(Control, Contents):
             self._emit("oom", entry)
         self._emit("die", entry, exit)
         if self._operations.stopping:
-            with suppress(OSError):
-                bundle.append(self._folders, entry.stored)
+            self._unwritten.write(entry)
         else:
             self._retire(entry)
 
@@ -284,8 +288,7 @@ class OciEngine(Control, Contents):
             return
 
         def delete() -> None:
-            with suppress(OSError):
-                bundle.append(self._folders, entry.stored)  # first of all: the exit code outlives a boot
+            self._unwritten.write(entry)  # first of all: the exit code outlives a boot
             cgroup, state = spec.cgroup_path(entry.stored.config, self._cgroup_parent), self._folders.state / entry.id
             # what the runtime's `delete` does where no process is left, without one of its own
             if not bundle.remove_cgroups(cgroup):

@@ -66,6 +66,8 @@ class Found(NamedTuple):
     stored: Stored
     unfinished: bool
     """A start was under way and has been stopped, or an end was not yet dealt with: what the runtime has of it is to be deleted."""
+    unwritten: OSError | None = None
+    """What has become of it could not be written down: the disk is full."""
 
 
 def find(folders: Folders, clock: Clock) -> list[Found]:
@@ -85,9 +87,13 @@ def find(folders: Folders, clock: Clock) -> list[Found]:
         if not (now.started_at and now.exit is None):
             unfinished = _stop_start(folders, id, starting) or (folders.state / id).exists()
             bundle.unmount(folders, id)
+        unwritten = None
         if now is not stored:
-            bundle.append(folders, now)
-        found.append(Found(now, unfinished))
+            try:
+                bundle.append(folders, now)
+            except OSError as error:
+                unwritten = error
+        found.append(Found(now, unfinished, unwritten))
     _sweep(folders, {one.stored.config.id for one in found})
     found.sort(key=lambda one: one.stored.created_at)
     return found
