@@ -50,6 +50,7 @@ from skep.node.networks import Networks
 from skep.node.plain import Plain
 from skep.node.tasks import TaskRuntime
 from skep.node.volumes import Volumes
+from skep.plan.allocate.networks import subnets_in_use
 from skep.store.base import Backend
 from skep.store.sqlite import SqliteBackend
 from skep.system import SystemClock, lock, notify, own_group, start_logging, system_random
@@ -99,6 +100,7 @@ class Node:
             self.data / "networks", self.network, self.clock, self.rng, host=lambda: host_networks("skep")
         )
         self.attachments = self.cluster_attachments = ClusterAttachments(self.rng)
+        self.own_networks.overlays = lambda: subnets_in_use(self.cluster_attachments.networks())
         self.events = self.node_events = NodeEvents(self.engine, self.clock)
         self.warnings = Warnings()
         self.facts = NodeFacts(

@@ -378,3 +378,11 @@ def test_a_record_says_all(world: World) -> None:
     world.boot()
     assert world.networks.get("n") == network
     assert msgspec.json.decode(msgspec.json.encode(network), type=LocalNetwork) == network
+
+
+def test_a_subnet_of_the_cluster_s_on_this_node_is_taken(world: World) -> None:
+    """The router has one way to an address: whoever came second would cut the first off."""
+    world.networks.overlays = lambda: [IPv4Network("10.0.1.0/24"), IPv4Network("172.18.0.0/16")]
+    with pytest.raises(Forbidden, match="Pool overlaps with other one on this address space"):
+        world.create("mine", "10.0.0.0/16")
+    assert world.create("chosen").ipam[0].subnet == "172.19.0.0/16"

@@ -54,6 +54,8 @@ class Networks:
         self._clock = clock
         self._rng = rng
         self._host = host
+        self.overlays: Callable[[], Collection[IPv4Network]] = lambda: ()
+        """Subnets of the cluster's networks that this node takes part in: the router has one way to an address."""
         self._records: dict[str, _Record] = {}
         self._endpoints: dict[str, dict[str, LocalEndpoint]] = {}
         """By network id, then sandbox id."""
@@ -194,7 +196,8 @@ class Networks:
                 own_labels, own_options = {**source.labels, **own_labels}, dict(source.options)
             netoptions.check_options(own_options)
             netoptions.check_ipam_options(ipam_options or {})
-            laid = () if config_only else (settled(ipam, self._used(), await asyncio.to_thread(self._host)),)
+            used = [*self._used(), *self.overlays()]
+            laid = () if config_only else (settled(ipam, used, await asyncio.to_thread(self._host)),)
             record = _Record(
                 network=LocalNetwork(
                     id=new_hex(self._rng),
