@@ -46,8 +46,8 @@ class Box:
     """Of its last end."""
     by_hand: bool | None = False
     """Stopped by the user."""
-    lost: bool = False
-    """Its conmon was killed: nobody sees its end."""
+    lost: bool | None = False
+    """Its conmon was killed: nobody sees its end. None: not known, it may have been started anew since."""
     pid: int = 0
     """As long as nobody has touched it."""
     restarts: int = 0
@@ -60,6 +60,7 @@ class Box:
     def unsure(self) -> None:
         self.run = self.paused = self.by_hand = self.memory = self.networks = None
         self.pid = 0
+        self.lost = self.lost and None
         if self.removes:  # a start that fails removes it too
             self.exists = None
 
@@ -87,7 +88,7 @@ class Box:
             return
         self.pid, self.paused = 0, False
         sure = self.run
-        self.codes = {UNSEEN} if self.lost else set(codes)
+        self.codes = {UNSEEN} if self.lost else set(codes) | ({UNSEEN} if self.lost is None else set())
         self.lost = False
         if by_hand:
             self.by_hand = True

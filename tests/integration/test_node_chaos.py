@@ -54,7 +54,7 @@ class Chaos(Deeds):
     def failures(self) -> list[Deed]:
         often = [*[self.daemon_killed] * 4, *[self.conmon_killed, self.process_killed] * 2]
         return [*often, self.daemon_ended, self.resolver_killed, self.tables_flushed, self.all_killed, self.rebooted, self.disk_full,
-                self.disk_full_and_killed]  # fmt: skip
+                self.disk_full_and_killed, self.started_without_room]  # fmt: skip
 
     async def daemon_killed(self) -> None:
         await asyncio.sleep(self.rng.uniform(0, 0.5))
@@ -120,11 +120,28 @@ class Chaos(Deeds):
             if box.program in ENDS:
                 box.codes = set()
 
+    def forgetful(self) -> None:
+        """skepd was killed before the disk had room: it may have forgotten that something was stopped by hand, and may not have got going
+        what it started."""
+        self.without_room()
+        for box in self.boxes:
+            if box.policy:
+                box.run = box.by_hand = None
+                box.codes = set()
+
     async def disk_full_and_killed(self) -> None:
         with self.world.full_disk():
             await asyncio.gather(*[self.guarded(deed) for deed in self.rng.choices(self.ordinary(), k=4)])
             self.world.stop(signal.SIGKILL)
-        self.without_room()
+        self.forgetful()
+
+    async def started_without_room(self) -> None:
+        """Started, and then ended in good order: what it could not write meanwhile it writes then."""
+        self.world.stop(signal.SIGKILL)
+        with self.world.full_disk():
+            self.world.start()
+            self.forgetful()
+        self.world.stop()
 
     # rounds
 

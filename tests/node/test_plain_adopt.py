@@ -9,6 +9,7 @@ import pytest
 from test_plain import World, play
 
 from skep.datapath.base import Place
+from skep.errors import SkepError
 from skep.node.plain_config import EndpointSettings
 
 PUBLISHED = {"80/tcp": [{"HostPort": "8080"}]}
@@ -59,5 +60,20 @@ def test_a_rename_that_was_cut_short_is_done(tmp_path: Path) -> None:
         await start_anew(w)
         assert w.record(id).joined[0].names == ("after", id[:12])
         assert w.networks.endpoints(network.id)[0].names == ("after", id[:12])
+
+    play(tmp_path, story)
+
+
+def test_what_was_being_removed_is_not_started_again(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        id = await w.run(HostConfig={"RestartPolicy": {"Name": "unless-stopped"}})
+        w.engine.fail["remove"] = SkepError("killed here")
+        with pytest.raises(SkepError, match="killed here"):
+            await w.plain.remove(id, force=True)
+        await start_anew(w)
+        assert not w.plain._due and w.record(id).stopped
+        del w.engine.fail["remove"]
+        await w.plain.remove(id)
+        assert w.engine.get(id) is None
 
     play(tmp_path, story)

@@ -275,7 +275,8 @@ class Ends:
         """Under the lock."""
         id = container.config.id
         if container.running:
-            # it leaves its networks, and says so, before it is gone
+            # killed now, we must not start it again; it leaves its networks, and says so, before it is gone
+            await self._note(id, msgspec.structs.replace(record, stopped=True, due=0))
             with suppress(NotFound, Conflict):
                 await self._engine.kill(id)
             with suppress(NotFound):
