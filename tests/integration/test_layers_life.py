@@ -89,6 +89,22 @@ def test_one_layer_by_two_ways_at_once(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_who_sends_slowly_keeps_nobody_else_waiting(tmp_path: Path) -> None:
+    """`docker import -` at a terminal, say."""
+
+    async def main() -> None:
+        layers = Layers(tmp_path, parallel=1)
+        gate = asyncio.Event()
+        slow = asyncio.ensure_future(layers.put("", "", stream(packed("slow/file"), gate)))
+        async with asyncio.timeout(20):
+            other = await layers.put("", "", stream(packed("other/file")))
+            assert await layers.put(other, "", stream(packed("other/file"))) == other
+        gate.set()
+        assert {await slow, other} == layers.all()
+
+    asyncio.run(main())
+
+
 class Gated(ThreadPoolExecutor):
     """Stops before or after the step that puts a layer in its place, until it is let go on."""
 

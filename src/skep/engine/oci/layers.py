@@ -75,7 +75,7 @@ class Layers:
         self._held: Counter[str] = Counter()
         self._records: dict[str, Record] = {}
         self._short: dict[str, str] = {}
-        self._removed = 0
+        self._begun = self._removed = 0
         self.partials = Partials(root, self.executor)
         self._load()
 
@@ -202,16 +202,20 @@ class Layers:
             return
 
     async def put(self, diff_id: str, compression: str, source: AsyncIterator[bytes]) -> str:
-        """From bytes that are here already. With an empty `diff_id` the layer's own is taken. Returns the diff id."""
+        """From bytes that somebody sends. With an empty `diff_id` the layer's own is taken. Returns the diff id."""
+        if not diff_id:
+            # as slow as who sends: nobody else waits for that
+            return await self._make("", compression, source)
         async with self._locks.setdefault(diff_id, asyncio.Lock()), self._slots:
-            if diff_id and self.present(diff_id):
+            if self.present(diff_id):
                 return diff_id
             return await self._make(diff_id, compression, source)
 
     async def _make(
         self, diff_id: str, compression: str, source: AsyncIterator[bytes], *, digest: str = "", blob: Blob | None = None
     ) -> str:
-        making = self._layers / ((_name(diff_id) if diff_id else "import") + ".tmp")
+        self._begun += 1
+        making = self._layers / f"{_name(diff_id) or f'import{self._begun}'}.tmp"
         loop = asyncio.get_running_loop()
         try:
             with await loop.run_in_executor(self.executor, _prepare, making) as record:
