@@ -60,8 +60,8 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--stand-ins",
         action="store_true",
-        help="let the registry stand in for Docker Hub: images built from this machine's packages take the place of the tutorial's,\n"
-        "each is named when it is made (implies --registry)",
+        help="let the registry stand in for Docker Hub: an image built from this machine's packages takes the place of\n"
+        "gihyodocker/nginx-proxy, and is named when it is made (implies --registry)",
     )
     up.add_argument(
         "--publish",
