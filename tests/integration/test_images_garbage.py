@@ -118,6 +118,7 @@ def test_unused_images_make_room_and_those_needed_stay(skepd: Skepd) -> None:
         assert f"image {id} removed: the disk is 9" in said
     # what two images share stays with the one that is left: of the pulled one its own layer goes, of the other all it had
     assert len(layers - set(os.listdir(skepd.folder / "d/images/layers"))) == 2
+    assert {skepd.id_of(reference) for reference in (RUNS, STOPPED, "here:1")} < skepd.ids(), "with their names"
     assert skepd.inspect("runs")["State"]["Running"] and skepd.out("exec", "runs", "echo", "here") == "here"
     skepd.docker("start", "-a", "stopped")
     skepd.docker("rm", "stopped")
