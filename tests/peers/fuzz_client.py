@@ -26,6 +26,7 @@ WAITS = (
     "/images/create",
     "/push",
     "/distribution/",
+    "/auth",
 )
 """Calls that may wait for a container, a registry or another node before they answer: they are left after WAITING."""
 WAITING = 0.5

@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import web
 
 from skep.api.gojson import syntax_error
+from skep.api.spelling import spelled
 from skep.errors import Invalid
 
 T = TypeVar("T")
@@ -54,7 +55,7 @@ async def read_json(request: web.Request) -> Any:
 
 def convert(value: Any, kind: type[T]) -> T:
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(spelled(value, kind), kind)
     except msgspec.ValidationError as error:
         raise Invalid(f"invalid JSON: {error}") from None
 

@@ -10,6 +10,7 @@ from skep.api.filters import swarm_labels
 from skep.api.logs import service_logs
 from skep.api.query import go_bool, version
 from skep.api.routing import Call, Routes, answer, nothing
+from skep.api.spelling import spelled
 from skep.api.wire import services as wire
 from skep.api.wire.ageing import as_of
 from skep.api.wire.canonical import service_spec
@@ -61,7 +62,7 @@ def _encoded(call: Call, service: Service) -> msgspec.Raw:
 
 
 async def _spec(call: Call) -> ServiceSpec:
-    spec = service_spec(convert(as_of(call.version, await read_json(call.request)), ServiceSpec))
+    spec = service_spec(convert(as_of(call.version, spelled(await read_json(call.request), ServiceSpec)), ServiceSpec))
     template = spec.task_template
     return msgspec.structs.replace(
         spec,

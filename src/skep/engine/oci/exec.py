@@ -132,7 +132,7 @@ class PipeExec:
         return await asyncio.shield(self._done)
 
     async def resize(self, rows: int, columns: int) -> None:
-        raise SkepError("the process has no terminal")
+        """A process without a terminal has no size, which Docker says nothing about."""
 
     def kill(self) -> None:
         """SIGKILL for the process inside; the runtime ends with it."""

@@ -22,7 +22,7 @@ from skep.engine.oci.auth import Challenge, Credentials, challenges
 from skep.engine.oci.manifest import ACCEPTED, MAX_MANIFEST, Descriptor, Manifest, decode, digest_of
 from skep.engine.oci.reference import Reference
 from skep.engine.oci.transport import ConnectionFailed, Endpoint, RegistryError, describe, endpoints, proxy_for
-from skep.errors import SkepError
+from skep.errors import Invalid, SkepError
 
 ATTEMPTS = 4
 PAUSES = (200 * MILLISECOND, 600 * MILLISECOND, 1500 * MILLISECOND)
@@ -247,7 +247,7 @@ class Registry:
         self, endpoint: Endpoint, path: str | URL, headers: Mapping[str, str], method: str, body: Body
     ) -> aiohttp.ClientResponse:
         """One request with its redirects. TLS is never given up on the way, and no other host is told who we are."""
-        own = URL(endpoint.base).origin()
+        own = _url(endpoint.base, Invalid).origin()
         first = url = path if isinstance(path, URL) else URL(endpoint.base + path)
         if own.scheme == "https" and first.scheme != "https":
             raise SkepError(f"{own.host} sends us to {first.scheme}://{first.host}, which is not over TLS")
@@ -262,7 +262,7 @@ class Registry:
             if method not in ("GET", "HEAD") and answer.status not in (307, 308):
                 return answer
             answer.close()
-            url = url.join(URL(location))
+            url = url.join(_url(location))
             if url.scheme not in ("http", "https") or (first.scheme == "https" and url.scheme != "https"):
                 raise SkepError(f"{first.host} redirects to {url.scheme}://{url.host}, which is not over TLS")
         raise SkepError(f'{method.capitalize()} "{first}": stopped after {REDIRECTS} redirects')
@@ -295,7 +295,7 @@ class Registry:
 
     async def _token(self, endpoint: Endpoint, challenge: Challenge, credentials: Credentials) -> str:
         """The token protocol: https://distribution.github.io/distribution/spec/auth/token/ and /oauth/."""
-        realm = URL(challenge.parameters.get("realm", ""))
+        realm = _url(challenge.parameters.get("realm", ""))
         if realm.scheme not in ("http", "https") or (realm.scheme == "http" and not endpoint.plain):
             raise SkepError(f"{endpoint.base} names a token server that is not reached over TLS: {realm}")
         asked = {"service": challenge.parameters.get("service", "")}
@@ -372,6 +372,14 @@ def _pause(answer: aiohttp.ClientResponse, attempt: int) -> int:
 
 
 _contexts: dict[bool, ssl.SSLContext] = {}
+
+
+def _url(text: str, refusal: type[SkepError] = SkepError) -> URL:
+    """Names that people give, and what registries say, need not be addresses: a port may be 70000."""
+    try:
+        return URL(text)
+    except ValueError as error:
+        raise refusal(f'"{text}" is no address: {error}') from None
 
 
 def _tls(verify: bool) -> Any:
