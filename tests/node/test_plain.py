@@ -401,3 +401,18 @@ def test_a_connect_that_cannot_be_kept_leaves_nothing_of_it(tmp_path: Path) -> N
         assert len(w.datapath.networks_of(id)) == 1 and [p.published for p in w.record(id).ports] == [8080]
 
     play(tmp_path, story)
+
+
+def test_a_prune_does_not_take_what_a_container_is_being_made_of(tmp_path: Path) -> None:
+    """Volumes are made one after the other, and a container has them only when it is there."""
+
+    async def story(w: World) -> None:
+        w.engine.delay["create"] = SECOND
+        async with asyncio.TaskGroup() as group:
+            creating = group.create_task(w.create(Volumes={"/one": {}, "/two": {}}, HostConfig={"Binds": ["mine:/three"]}))
+            pruning = [group.create_task(w.volumes.prune(all=True)) for _ in range(20)]
+        assert [names for names, _ in (task.result() for task in pruning) if names] == []
+        assert len(w.volumes.all()) == 4
+        await w.plain.start(creating.result())
+
+    play(tmp_path, story)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 
 import msgspec
 
@@ -35,7 +35,7 @@ from skep.node.plain_config import (
     extra_of,
     record_of,
 )
-from skep.node.plain_ends import Ends
+from skep.node.plain_ends import Ends, anonymous_of
 from skep.node.plain_errors import stop_timeout, warnings_of
 from skep.node.plain_place import Placed, Places
 from skep.node.plain_spec import build, merged, normal
@@ -94,15 +94,16 @@ class Plain(Ends):
             self._other(link.partition(":")[0])
         probe_of(config.healthcheck, None)
         wanted = plain_mounts.wishes(config, host, self._other)
-        points, mounts = await plain_mounts.make(wanted, self._volumes)
-        record = Record(config=config, host=host, points=points, joined=joined)
-        try:
-            with self._volumes.hold(*(point.name for point in points if point.name)):
+        with ExitStack() as holding:
+            points, mounts = await plain_mounts.make(wanted, self._volumes, holding)
+            record = Record(config=config, host=host, points=points, joined=joined)
+            try:
                 await self._engine.create(build(id, name, image, record, mounts, self.facts))
-        except Exception:
-            # not when we are cancelled: the engine goes on, and the container that comes of it needs them
-            await plain_mounts.discard(self._volumes, [point.name for point in points if point.anonymous])
-            raise
+            except Exception:
+                # not when we are cancelled: the engine goes on, and the container that comes of it needs them
+                holding.close()
+                await plain_mounts.discard(self._volumes, anonymous_of(points))
+                raise
         return id, warnings_of(host, self._engine.describe().get("limits_missing", ()))
 
     def _image(self, reference: str, platform: str) -> Image:

@@ -10,6 +10,7 @@ import platform
 import posixpath
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import msgspec
 
@@ -25,6 +26,7 @@ _IGNORED = ("cached", "delegated", "consistent", "z", "Z")
 """Consistency is Docker Desktop's affair; relabelling is for SELinux, which Docker also does nothing for where it is off."""
 
 
+Made = tuple[tuple[Point, ...], tuple[Mount, ...]]
 READS_ONLY_BELOW = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2]) >= (5, 12)
 """The kernel can make a mount read-only with all that is mounted below it. Where it can, `readonly` means that, as in Docker since 25."""
 
@@ -182,9 +184,9 @@ def inherited(other: Container, mode: str) -> list[Wish]:
     return found
 
 
-async def make(wanted: list[Wish], volumes: Volumes | None) -> tuple[tuple[Point, ...], tuple[Mount, ...]]:
-    """Points for the record and mounts for the engine; named and anonymous volumes exist when it returns. Where it fails, the anonymous
-    ones it has made are gone again. `volumes` is needed where one is wished for."""
+async def make(wanted: list[Wish], volumes: Volumes | None, holding: ExitStack) -> Made:
+    """Points for the record and mounts for the engine; named and anonymous volumes exist when it returns, and nobody removes one as long as
+    `holding` is open. Where it fails, the anonymous ones it has made are gone again. `volumes` is needed where one is wished for."""
     points: list[Point] = []
     mounts: list[Mount] = []
     made: list[str] = []
@@ -197,6 +199,8 @@ async def make(wanted: list[Wish], volumes: Volumes | None) -> tuple[tuple[Point
                     made.append(volume.name)
                 source = volumes.subpath(volume, wish.subpath) if wish.subpath else volumes.mountpoint(volume)
                 point = msgspec.structs.replace(point, name=volume.name, source=source)
+            if point.type == "volume" and volumes is not None:
+                holding.enter_context(volumes.hold(point.name))
             if wish.listed:
                 points.append(point)
             mounts.append(
@@ -213,6 +217,7 @@ async def make(wanted: list[Wish], volumes: Volumes | None) -> tuple[tuple[Point
                 )
             )
     except BaseException:
+        holding.close()
         if volumes is not None:
             await discard(volumes, made)
         raise

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import posixpath
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 
 import msgspec
 
@@ -38,13 +38,14 @@ from skep.node.container import (
 )
 from skep.node.health import Health, Probe, probe_of, watch
 from skep.node.plain_config import Point
-from skep.node.plain_mounts import Wish, anonymous, discard, make, make_sources, parse_mount
+from skep.node.plain_mounts import Made, Wish, anonymous, discard, make, make_sources, parse_mount
 from skep.node.task_form import asked_for, stored
 from skep.node.timing import until_first
 from skep.node.volumes import ANONYMOUS, Volumes
 from skep.plan.workload import UNHEALTHY
 
 log = logging.getLogger(__name__)
+Networked = tuple[str, tuple[PortConfig, ...], tuple[LocalEndpoint, ...]]
 
 
 class _Pull:
@@ -125,22 +126,20 @@ class TaskRuntime:
         probe_of(spec.healthcheck, image.config.healthcheck)
         id = new_hex(self._rng)
         dry = build(item, spec, image, self.facts, id, "", ())
-        points, mounts = await self._mounts(item, wanted, image)
-        netns = ""
-        ports: tuple[PortConfig, ...] = ()
-        local: tuple[LocalEndpoint, ...] = ()
-        if not dry.host_network:
-            netns, ports, local = await self._network(item, spec)
-        config = self._final(item, spec, image, build(item, spec, image, self.facts, id, netns, ports, local), points, mounts, ports)
-        try:
-            async with self._usable(mounts):
-                await self._engine.create(config)
-        except Conflict:
-            # a create that was cancelled has gone on to its end: the container of this name is this task's
-            there = self._engine.get(task.name)
-            if there is None or there.config.labels.get(TASK_ID) != task.id:
-                raise
-            id = there.config.id
+        with ExitStack() as holding:
+            points, mounts = await self._mounts(item, wanted, image, holding)
+            nowhere: Networked = ("", (), ())
+            netns, ports, local = await self._network(item, spec) if not dry.host_network else nowhere
+            config = self._final(item, spec, image, build(item, spec, image, self.facts, id, netns, ports, local), points, mounts, ports)
+            try:
+                async with self._usable(mounts):
+                    await self._engine.create(config)
+            except Conflict:
+                # a create that was cancelled has gone on to its end: the container of this name is this task's
+                there = self._engine.get(task.name)
+                if there is None or there.config.labels.get(TASK_ID) != task.id:
+                    raise
+                id = there.config.id
         self._containers[task.id] = id
 
     def _final(
@@ -162,7 +161,7 @@ class TaskRuntime:
             log.warning("task %s: %s", item.task.name, warning)
         return msgspec.structs.replace(made, mounts=mounts, extra={**made.extra, **stored(asked), "warnings": warnings})
 
-    async def _mounts(self, item: TaskItem, asked: list[Wish], image: Image) -> tuple[tuple[Point, ...], tuple[Mount, ...]]:
+    async def _mounts(self, item: TaskItem, asked: list[Wish], image: Image, holding: ExitStack) -> Made:
         """Volumes exist when it returns. Those that nobody named, the image's among them, belong to the task and go with it: their names
         follow from its id, so that preparing it again makes no others."""
         taken = {wish.point.target for wish in asked}
@@ -177,7 +176,7 @@ class TaskRuntime:
                 named = msgspec.structs.replace(one.point, name=name, anonymous=False)
                 one = msgspec.structs.replace(one, point=named, labels={**one.labels, ANONYMOUS: "", TASK_ID: item.task.id})
             wanted.append(one)
-        return await make(wanted, self._volumes)
+        return await make(wanted, self._volumes, holding)
 
     @asynccontextmanager
     async def _usable(self, mounts: tuple[Mount, ...]) -> AsyncIterator[None]:
@@ -226,7 +225,7 @@ class TaskRuntime:
             if not pull.users:
                 self._pulls.pop(key, None)
 
-    async def _network(self, item: TaskItem, spec: ContainerSpec) -> tuple[str, tuple[PortConfig, ...], tuple[LocalEndpoint, ...]]:
+    async def _network(self, item: TaskItem, spec: ContainerSpec) -> Networked:
         """A sandbox with one interface for each attachment; without any it joins `bridge`, as in Docker."""
         task = item.task
         self._sandboxes.add(task.id)

@@ -212,14 +212,19 @@ class Volumes:
 
     async def prune(self, *, all: bool = False, wanted: Callable[[Volume], bool] = lambda volume: True) -> tuple[list[str], int]:
         """Remove what no container has: the anonymous ones, or `all`. Returns (names, bytes)."""
-        async with self._lock:
+
+        def unused() -> list[str]:
             used = {mount.volume for container in self.containers() for mount in container.config.mounts}
-            gone = [v.name for v in self.all() if v.name not in used and not self._held[v.name] and (all or v.anonymous) and wanted(v)]
-            sizes = await self.usage(gone)
+            return [v.name for v in self.all() if v.name not in used and not self._held[v.name] and (all or v.anonymous) and wanted(v)]
+
+        # measured while others go on: that may take long
+        sizes = await self.usage(unused())
+        async with self._lock:
+            gone = [name for name in unused() if name in sizes]
             mounted = {name for name in gone if self._volumes[name].mounted}
             for name in gone:
                 await self._remove(name)
-            return gone, sum(size for name, size in sizes.items() if name not in mounted)
+            return gone, sum(sizes[name] for name in gone if name not in mounted)
 
     async def _remove(self, name: str) -> None:
         """Nobody holds it; from now on nobody finds it either, unless it cannot be removed."""
