@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import select
+import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any, cast
 from urllib.parse import quote_plus
@@ -23,7 +24,7 @@ from skep.errors import SkepError
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 RAW = "application/vnd.docker.raw-stream"
 CHUNK = 32 << 10
-FLUSH_AT = 16 << 10
+FLUSH_AT = 64 << 10
 LAST_INPUT = 1.0
 """Seconds in which a client that was told of the end may go on sending before it is cut off."""
 GONE_WITHIN = 0.5
@@ -32,8 +33,11 @@ DETACH_KEYS = b"\x10\x11"
 """ctrl-p, ctrl-q."""
 
 
+_HEAD = struct.Struct(">BxxxI")
+
+
 def frame(stream: int, data: bytes) -> bytes:
-    return bytes((stream, 0, 0, 0)) + len(data).to_bytes(4, "big") + data
+    return _HEAD.pack(stream, len(data)) + data
 
 
 def stream_type(call: Call, tty: bool) -> str:
@@ -58,10 +62,11 @@ class LogText:
         self.timestamps = timestamps
 
     def render(self, at: int, stream: int, data: bytes, details: str | None) -> bytes:
-        head = padded(at) + " " if self.timestamps else ""
+        text = data
         if details is not None:
-            head += details + " "
-        text = head.encode() + data
+            text = f"{details} ".encode() + text
+        if self.timestamps:
+            text = f"{padded(at)} ".encode() + text
         return text if self.tty else frame(stream, text)
 
     def failure(self, message: str) -> bytes:
@@ -81,7 +86,8 @@ async def send_lines(response: web.StreamResponse, pieces: AsyncIterator[bytes])
         async with contextlib.aclosing(cast(AsyncGenerator[bytes], pieces)):
             async for piece in pieces:
                 buffer.extend(piece)
-                filled.set()
+                if not filled.is_set():
+                    filled.set()
                 while len(buffer) >= FLUSH_AT:
                     emptied.clear()
                     await emptied.wait()

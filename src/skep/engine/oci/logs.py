@@ -22,6 +22,8 @@ JOINED = 1 << 20
 _BLOCK = 1 << 16
 _CHUNK = 1 << 18
 _STREAMS = {b"stdout": 1, b"stderr": 2}
+_WHOLE = {b" stdout F ": 1, b" stderr F ": 2}
+"""Between the stamp and the text of a whole line."""
 
 
 class Lines:
@@ -43,6 +45,10 @@ class Lines:
 
     def feed(self, line: bytes) -> LogRecord | None:
         """`line` without its newline. None: a part, or something conmon did not write."""
+        stream = _WHOLE.get(line[35:45])
+        if stream is not None and stream not in self._parts and line[:19] + line[29:35] == self._second and line[20:29].isdigit():
+            # nearly all lines: a whole one, in the same second as the one before
+            return LogRecord(at=self._base + int(line[20:29]), stream=stream, data=line[45:] + b"\n")
         fields = line.split(b" ", 3)
         stream = _STREAMS.get(fields[1]) if len(fields) == 4 else None
         if stream is None or fields[2] not in (b"F", b"P"):
