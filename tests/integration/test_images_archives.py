@@ -296,3 +296,29 @@ def test_configs_are_held_once_and_not_without_end(tmp_path: Path, monkeypatch: 
     files["again.json"] = config + b" "
     with pytest.raises(SkepError, match="the images' configs have more than 2097152 bytes"):
         load(images(tmp_path / "two"), tar({**files, "manifest.json": json.dumps(items).encode()}))
+
+
+def test_an_import_that_takes_its_time_keeps_no_removed_image_s_layers(filled: OciImages) -> None:
+    """And what it has made so far is not taken for rubbish."""
+    gate = asyncio.Event()
+
+    async def slowly(data: bytes) -> AsyncIterator[bytes]:
+        yield data
+        await gate.wait()
+
+    async def main() -> None:
+        data = tar({"file": b"x"})
+        importing = asyncio.ensure_future(filled.import_archive(slowly(data), reference="slow:1"))
+        loading = asyncio.ensure_future(filled.load(slowly(data)))
+        await asyncio.sleep(0)
+        deleted = [step for name in ("mine:3", "mine:2", "other") for step in await filled.remove(name)]
+        for image in filled.all():
+            deleted += await filled.remove(image.id, force=True)
+        assert sum("Deleted" in step for step in deleted) == 2 + 3, "two images, and the three layers they had"
+        gate.set()
+        id = await importing
+        assert (await filled.collect(), [image.id for image in filled.all()]) == ([], [id])
+        with pytest.raises(SkepError):
+            await loading
+
+    asyncio.run(main())

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,6 @@ class OciImages:
         self._catalogue = Catalogue(data_root, self._layers)
         self._making: dict[str, asyncio.Lock] = {}
         self._saving = asyncio.Lock()
-        self._imports = 0
         self.users: Users = lambda id: ()
         self.warnings = tuple(self._catalogue.dropped)
         """What was found unusable at the start, a line each."""
@@ -234,8 +233,7 @@ class OciImages:
         return {"Tag": named.tag, "Digest": digest, "Size": size}
 
     async def load(self, data: AsyncIterator[bytes]) -> list[str]:
-        with self.importing():
-            return await saved.load(data, self._root, self._layers, parse_platform("", self._machine), self._adopt)
+        return await saved.load(data, self._root, self._layers, parse_platform("", self._machine), self._adopt)
 
     def save(self, references: Sequence[str]) -> AsyncIterator[bytes]:
         """A name without a tag stands for all tags of its repository, an id for the image without a name. Raises NotFound at once."""
@@ -271,9 +269,9 @@ class OciImages:
         if named and named[0].digest:
             raise Invalid("cannot import digest reference")
         config = apply(changes)
-        with self.importing():
+        with ExitStack() as holding:
             head, rest = await sniffed(data)
-            diff_id = await self._layers.put("", sniff(head), rest)
+            diff_id = await self._layers.put("", sniff(head), rest, holding)
             raw = imported_config(config, diff_id, message, stamp(self._clock.now()), self._machine)
             await self._adopt(raw, named)
             return digest_of(raw)
@@ -316,16 +314,7 @@ class OciImages:
         return freed + sum(sizes.get(diff_id, 0) for diff_id in await self.collect())
 
     async def _collect(self) -> list[str]:
-        """Nothing while an import is under way: its layers belong to no image yet."""
-        return [] if self._imports else await self._layers.collect(self._catalogue.used_layers())
-
-    @contextmanager
-    def importing(self) -> Iterator[None]:
-        self._imports += 1
-        try:
-            yield
-        finally:
-            self._imports -= 1
+        return await self._layers.collect(self._catalogue.used_layers())
 
     async def _adopt(self, raw: bytes, names: Sequence[Reference]) -> list[str]:
         """Take in an image whose layers are all here; a line for each name that another image had."""

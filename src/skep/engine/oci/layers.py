@@ -20,7 +20,7 @@ import os
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -201,18 +201,25 @@ class Layers:
             self.partials.discard(blob)
             return
 
-    async def put(self, diff_id: str, compression: str, source: AsyncIterator[bytes]) -> str:
-        """From bytes that somebody sends. With an empty `diff_id` the layer's own is taken. Returns the diff id."""
+    async def put(self, diff_id: str, compression: str, source: AsyncIterator[bytes], holding: ExitStack | None = None) -> str:
+        """From bytes that somebody sends. With an empty `diff_id` the layer's own is taken: `holding` holds it then. Gives the diff id."""
         if not diff_id:
             # as slow as who sends: nobody else waits for that
-            return await self._make("", compression, source)
+            return await self._make("", compression, source, holding=holding)
         async with self._locks.setdefault(diff_id, asyncio.Lock()), self._slots:
             if self.present(diff_id):
                 return diff_id
             return await self._make(diff_id, compression, source)
 
     async def _make(
-        self, diff_id: str, compression: str, source: AsyncIterator[bytes], *, digest: str = "", blob: Blob | None = None
+        self,
+        diff_id: str,
+        compression: str,
+        source: AsyncIterator[bytes],
+        *,
+        digest: str = "",
+        blob: Blob | None = None,
+        holding: ExitStack | None = None,
     ) -> str:
         self._begun += 1
         making = self._layers / f"{_name(diff_id) or f'import{self._begun}'}.tmp"
@@ -222,6 +229,8 @@ class Layers:
                 made = await unpack(source, compression, making / "diff", self.executor, digest=digest, limit=self._limit, record=record)
             if diff_id and made.diff_id != diff_id:
                 raise SkepError(f"layers from manifest don't match image configuration: {diff_id} unpacked as {made.diff_id}")
+            if holding is not None:
+                holding.enter_context(self.hold([made.diff_id]))
             name = _name(made.diff_id)
             if name not in self._records:
                 kept = Record(size=made.size, total=made.total, blobs=(blob,) if blob else ())
