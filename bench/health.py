@@ -8,7 +8,8 @@ check       --health-cmd true, --health-interval INTERVAL ms: a task runs when i
             the start, here as in Docker; so INTERVAL is part of the figure and no peer can be faster
 both        an overlay network and a check
 parts       when the task was first seen in each state, in ms after the request, of the last kind
-removed     DELETE until the task's container is gone
+stopped     DELETE until the container runs no more (its signal is SIGKILL, its grace 0)
+removed     the same until the container is gone: both keep a task that has ended for a second or so
 
 Milliseconds; the ratio says how many times faster skepd is. The task is looked at every 2 ms, which the peer pays for too.
 """
@@ -16,7 +17,7 @@ Milliseconds; the ratio says how many times faster skepd is. The task is looked 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tables import Table
@@ -53,11 +54,15 @@ def one(peer: peers.Peer, kind: str, network: bool, interval: int, wall: Table, 
     if parts is not None:
         for state, at in seen.items():
             parts.add(state, peer.name, at)
-    gone: Callable[[], bool] = lambda: not peer.api("GET", "/containers/json?all=1")  # noqa: E731
     begun = time.perf_counter()
     peer.api("DELETE", f"/services/{service}")
-    peers.until(gone, f"{kind} is gone", every=EVERY)
-    wall.add(f"  removed, {kind}", peer.name, time.perf_counter() - begun)
+    for what, path in (("stopped", "/containers/json"), ("removed", "/containers/json?all=1")):
+        peers.until(partial(nothing, peer, path), f"{kind} is {what}", every=EVERY)
+        wall.add(f"  {what}, {kind}", peer.name, time.perf_counter() - begun)
+
+
+def nothing(peer: peers.Peer, path: str) -> bool:
+    return not peer.api("GET", path)
 
 
 def main() -> None:
