@@ -16,7 +16,7 @@ from skep.cli.names import familiar
 from skep.cli.registry import tagged
 from skep.cli.service_logs import frames
 from skep.cli.shell import Failed
-from skep.cli.table import aligned
+from skep.cli.table import aligned, labelled, labelled_headers, render
 from skep.cli.words import (
     SECOND,
     Bad,
@@ -303,3 +303,15 @@ def test_frames_are_found_however_they_are_cut(sent: list[tuple[int, bytes]], si
 def test_what_is_no_frame_is_said() -> None:
     with pytest.raises(Failed):
         list(frames([b"plain text, not framed"]))
+
+
+def test_a_label_by_its_name() -> None:
+    rows = [labelled({"ID": "1"}, {"Labels": {"a.b": "x", "c": "<"}}), labelled({"ID": "2"}, {"Labels": None})]
+    headers = labelled_headers({"ID": "ID"})
+    assert render([], rows, '{{.ID}}:{{.Label "a.b"}}:{{"c" | .Label}}', headers) == "1:x:<\n2::\n"
+    assert render([], rows[1:], 'table {{.ID}}\\t{{.Label "com.ex-am_ple"}}', headers) == "ID        ex am ple\n2         \n"
+    assert render([], rows[:1], 'table {{.ID}}\\t{{.Label "a.b"}}', headers).splitlines()[1] == "1         x"
+    assert render([], rows[:1], '{{if eq (.Label "a.b") "x"}}yes{{end}}', headers) == "yes\n"
+    assert render([], rows[:1], "json", headers) == '{"ID":"1"}\n'
+    with pytest.raises(Failed, match="wrong number of args for Label: want 1 got 0"):
+        render([], rows, "{{.Label}}", headers)

@@ -7,7 +7,7 @@ from skep.cli.names import short
 from skep.cli.service_logs import frames, write
 from skep.cli.shell import Failed, Shell
 from skep.cli.system import timestamp
-from skep.cli.table import FORMAT, FORMAT_INSPECT, render
+from skep.cli.table import FORMAT, FORMAT_INSPECT, labelled, labelled_headers, render
 from skep.cli.words import decimal_size, human_duration, shorten
 from skep.client import calls
 from skep.client.unix import ApiError
@@ -48,7 +48,8 @@ def list_containers(shell: Shell, values: Values, _: list[str]) -> int:
             shell.print(container["Id"] if whole else short(container["Id"]))
         return 0
     columns = [*COLUMNS, ("Size", "SIZE")] if values["size"] else COLUMNS
-    shell.print(render(columns, [row(container, shell.now(), whole) for container in found], form, HEADERS), end="")
+    rows = [labelled(row(container, shell.now(), whole), container) for container in found]
+    shell.print(render(columns, rows, form, labelled_headers(HEADERS)), end="")
     return 0
 
 

@@ -39,7 +39,14 @@ def text_of(value: Any) -> str:
     return str(value)
 
 
-class Row(dict[str, Any]):
+class Headers(dict[str, Any]):
+    """Of a table's columns."""
+
+    methods: Mapping[str, Callable[[str], str]] = {}
+    """What a template calls with one argument (`.Label "key"`); no part of the JSON."""
+
+
+class Row(Headers):
     """A table's row. As JSON it is written the way Go's encoder does by itself, with `<`, `>` and `&` escaped; Docker's `json` function
     does not escape."""
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from skep.cli.gofunctions import COMPARISONS, FUNCTIONS, NO_VALUE, BadTemplate, Row, compare, text_of, to_json, truth
+from skep.cli.gofunctions import COMPARISONS, FUNCTIONS, NO_VALUE, BadTemplate, Headers, Row, compare, text_of, to_json, truth
 
 _TOKEN = re.compile(
     r"""\s+|(?P<string>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<char>'(?:[^'\\]|\\.)')|(?P<number>[+-]?\d+(?:\.\d+)?)|(?P<assign>:=|=)"""
@@ -19,7 +19,7 @@ _TOKEN = re.compile(
 )
 CONSTANTS = {"true": True, "false": False, "nil": None}
 
-__all__ = ["BadTemplate", "Row", "Template", "to_json"]
+__all__ = ["BadTemplate", "Headers", "Row", "Template", "to_json"]
 
 Node = tuple[Any, ...]
 Token = tuple[str, str, bool]
@@ -277,11 +277,23 @@ def _value(node: Node, dot: Any, scope: Scope) -> Any:
         last = [] if n == 0 else [result]
         if command[0][0] == "call":
             result = _call(command[0][1], [_value(operand, dot, scope) for operand in command[1:]] + last)
+        elif (method := _method(command[0], dot, scope)) is not None:
+            values = [_value(operand, dot, scope) for operand in command[1:]] + last
+            if len(values) != 1 or not isinstance(values[0], str):
+                raise BadTemplate(f'executing "" at <.{command[0][2]}>: wrong number of args for {command[0][2]}: want 1 got {len(values)}')
+            result = method(values[0])
         elif len(command) > 1 or last:
             raise BadTemplate("can't give argument to non-function")
         else:
             result = _value(command[0], dot, scope)
     return result
+
+
+def _method(node: Node, dot: Any, scope: Scope) -> Callable[[str], str] | None:
+    if node[0] != "field":
+        return None
+    of = _value(node[1], dot, scope)
+    return of.methods.get(node[2]) if isinstance(of, Headers) else None
 
 
 def _field(value: Any, name: str) -> Any:

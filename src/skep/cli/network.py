@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from skep.cli.flags import Command, Flag, split_list
 from skep.cli.shell import Failed, message_of
-from skep.cli.table import FORMAT, FORMAT_INSPECT, render
+from skep.cli.table import FORMAT, FORMAT_INSPECT, labelled, labelled_headers, render
 from skep.cli.words import natural
 from skep.client import calls
 from skep.errors import SkepError
@@ -32,7 +32,8 @@ def list_networks(shell: Shell, values: Values, _: list[str]) -> int:
         for network in networks:
             shell.print(network["Id"] if whole else network["Id"][:12])
         return 0
-    shell.print(render(COLUMNS, [row(network, whole) for network in networks], form, HEADERS), end="")
+    rows = [labelled(row(network, whole), network) for network in networks]
+    shell.print(render(COLUMNS, rows, form, labelled_headers(HEADERS)), end="")
     return 0
 
 

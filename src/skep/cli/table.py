@@ -47,6 +47,16 @@ def aligned(lines: Iterable[Sequence[str]]) -> str:
     )
 
 
+def labelled(row: Row, found: Mapping[str, Any]) -> Row:
+    """With `.Label "key"` for templates: one of the labels of what the row shows."""
+    return {**row, "Label": lambda key: (found.get("Labels") or {}).get(key, "")}
+
+
+def labelled_headers(headers: Row) -> Row:
+    """Over a column of `{{.Label "com.example.some-key"}}` stands `some key`."""
+    return {**headers, "Label": lambda key: key.split(".")[-1].replace("-", " ").replace("_", " ")}
+
+
 def render(columns: Sequence[tuple[str, str]], rows: Iterable[Row], form: str, headers: Row, *, no_header: bool = False) -> str:
     """`columns` are those of the plain table: (key, header). `headers` has the header of every key a template may name."""
     form = form.strip() if form.strip() in ("table", "json") else form
@@ -54,10 +64,15 @@ def render(columns: Sequence[tuple[str, str]], rows: Iterable[Row], form: str, h
         lines = [] if no_header else [[header for _, header in columns]]
         lines += [[row[key] for key, _ in columns] for row in rows]
         return aligned(lines)
+    from skep.cli.gotemplate import Headers, Template, to_json
     from skep.cli.gotemplate import Row as SortedRow
-    from skep.cli.gotemplate import Template, to_json
 
-    rows = [SortedRow(sorted(row.items())) for row in rows]
+    def made(kind: type[Headers], row: Row) -> Headers:
+        found = kind(sorted((key, value) for key, value in row.items() if not callable(value)))
+        found.methods = {key: value for key, value in row.items() if callable(value)}
+        return found
+
+    rows = [made(SortedRow, row) for row in rows]
     if form == "json":
         return "".join(to_json(row) + "\n" for row in rows)
     tabular = form.startswith("table ")
@@ -67,5 +82,5 @@ def render(columns: Sequence[tuple[str, str]], rows: Iterable[Row], form: str, h
     if not tabular:
         return "".join(line + "\n" for line in printed)
     if not no_header:
-        printed.insert(0, template.render(headers))
+        printed.insert(0, template.render(made(Headers, headers)))
     return aligned(line.split("\t") for text in printed for line in text.split("\n"))

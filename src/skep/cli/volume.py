@@ -5,7 +5,7 @@ from __future__ import annotations
 from skep.cli.flags import Command, Flag
 from skep.cli.options import key_values, label
 from skep.cli.shell import Failed, confirmed, message_of
-from skep.cli.table import FORMAT, FORMAT_INSPECT, render
+from skep.cli.table import FORMAT, FORMAT_INSPECT, labelled, labelled_headers, render
 from skep.cli.words import decimal_size, natural
 from skep.client import calls, node
 from skep.errors import SkepError
@@ -68,7 +68,7 @@ def list_volumes(shell: Shell, values: Values, _: list[str]) -> int:
         for volume in volumes:
             shell.print(volume["Name"])
         return 0
-    shell.print(render(COLUMNS, [row(volume) for volume in volumes], form, HEADERS), end="")
+    shell.print(render(COLUMNS, [labelled(row(volume), volume) for volume in volumes], form, labelled_headers(HEADERS)), end="")
     return 0
 
 
