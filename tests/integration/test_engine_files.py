@@ -395,6 +395,30 @@ def test_stats_count_what_is_used(runtime: str) -> None:
     asyncio.run(main())
 
 
+def test_a_container_that_nests_folders_without_end_is_measured_and_removed() -> None:
+    bench = Bench()
+
+    async def main(engine: OciEngine) -> None:
+        await engine.start_up()
+        try:
+            made = config("sh", "-c", "echo 12345 > /f; i=0; while [ $i -lt 2500 ]; do mkdir d && cd d; i=$((i+1)); done")
+            await engine.create(made)
+            await engine.start(made.id)
+            assert (await engine.wait(made.id)).code == 0
+            assert (await engine.size(made.id))[0] == 6
+            with pytest.raises(SkepError, match="nested too deeply"):
+                await engine.changes(made.id)
+            await engine.remove(made.id)
+            assert engine.get(made.id) is None and not (bench.data / "containers" / made.id).exists()
+        finally:
+            await engine.destroy()
+
+    try:
+        asyncio.run(main(bench.engine()))
+    finally:
+        bench.clear()
+
+
 def squeezed(kind: str, data: bytes) -> bytes:
     if kind == "zstd":
         return subprocess.run(["zstd", "-q"], input=data, capture_output=True, check=True).stdout

@@ -9,6 +9,8 @@ import os
 import stat
 from collections.abc import Collection, Iterator, Sequence
 
+from skep.errors import SkepError
+
 MODIFIED, ADDED, DELETED = 0, 1, 2
 RUNTIMES_OWN = frozenset({"/dev", "/proc", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/mtab", "/sbin/docker-init"})
 """Places that the runtime makes for what it mounts there: not the container's doing."""
@@ -16,29 +18,11 @@ _OPAQUE = "trusted.overlay.opaque"
 
 
 def changes(upper: str, layers: Sequence[str], ignored: Collection[str] = RUNTIMES_OWN) -> list[tuple[int, str]]:
-    """Sorted by path. `layers`: topmost first."""
-    return sorted(_below(upper, list(layers), "", ignored), key=lambda change: change[1])
-
-
-def written(upper: str) -> int:
-    """Bytes of the regular files in the upper directory, each once."""
-    total, seen, pending = 0, set(), [upper]
-    while pending:
-        try:
-            entries = list(os.scandir(pending.pop()))
-        except FileNotFoundError:
-            continue
-        for entry in entries:
-            try:
-                found = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            if stat.S_ISDIR(found.st_mode):
-                pending.append(entry.path)
-            elif stat.S_ISREG(found.st_mode) and found.st_ino not in seen:
-                seen.add(found.st_ino)
-                total += found.st_size
-    return total
+    """Sorted by path. `layers`: topmost first. Raises SkepError where folders are nested too deeply."""
+    try:
+        return sorted(_below(upper, list(layers), "", ignored), key=lambda change: change[1])
+    except RecursionError:
+        raise SkepError("the container's folders are nested too deeply to be compared with its image's") from None
 
 
 def _below(folder: str, lowers: list[str], path: str, ignored: Collection[str]) -> Iterator[tuple[int, str]]:

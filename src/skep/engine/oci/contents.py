@@ -15,6 +15,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
+from skep.engine import trees
 from skep.engine.base import Mount, PathStat, Stats
 from skep.engine.oci import archive, bundle, changes, usage
 from skep.engine.oci.core import Core
@@ -42,7 +43,7 @@ class Contents(Core):
     async def size(self, id: str) -> tuple[int, int]:
         entry = self._entry(id)
         image = self._images.get(entry.stored.config.image)
-        own = await self._outside(partial(changes.written, str(self._folders.container(entry.id) / "upper")))
+        own = await self._outside(partial(trees.size, self._folders.container(entry.id) / "upper"))
         return own, own + (image.size if image is not None else 0)
 
     async def stat_path(self, id: str, path: str) -> PathStat:
