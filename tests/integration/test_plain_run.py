@@ -327,14 +327,18 @@ def test_top_and_stats(world: World) -> None:
 def test_the_daemon_is_killed_and_everything_is_as_it_was(world: World) -> None:
     world.docker("network", "create", "n1")
     world.docker("run", "-d", "--name", "on", "--network", "n1", "--restart", "always", "-p", "8090:80", "box:1", "sleep", "100")
-    world.docker("run", "-d", "--name", "ends", "--network", "n1", "box:1", "sh", "-c", "sleep 1; exit 6")
-    world.docker("run", "-d", "--name", "auto", "--rm", "-v", "/anon", "box:1", "sleep", "1")
-    world.docker("run", "-d", "--name", "always", "--restart", "always", "box:1", "sh", "-c", "sleep 1; exit 1")
+    told = world.folder / "told"
+    told.mkdir()
+    waits = ("-v", f"{told}:/told", "box:1", "sh", "-c", "until [ -e /told/end ]; do sleep 0.05; done; exit $0")
+    world.docker("run", "-d", "--name", "ends", "--network", "n1", *waits, "6")
+    world.docker("run", "-d", "--name", "auto", "--rm", "-v", "/anon", *waits, "0")
+    world.docker("run", "-d", "--name", "always", "--restart", "always", *waits, "1")
     world.docker("run", "-d", "--name", "byhand", "--restart", "unless-stopped", "box:1", "sleep", "100")
     world.docker("stop", "-t", "0", "byhand")
     before = world.inspect("on")
     ids = {name: world.inspect(name)["State"]["Pid"] for name in ("ends", "auto", "always")}
     world.stop(signal.SIGKILL)
+    (told / "end").touch()
     for pid in ids.values():
         end = time.monotonic() + 10
         while os.path.exists(f"/proc/{pid}"):
