@@ -107,6 +107,24 @@ async def serve(folder: Path) -> None:
 # the test's side
 
 
+def kill_exactly(pid: int, *signs: str) -> bool:
+    """SIGKILL, if that process still is one of ours: its command or its cgroup names one of `signs`. Pids are given to others soon."""
+    try:
+        fd = os.pidfd_open(pid)
+    except (OSError, ValueError):
+        return False
+    try:
+        known = b"".join(Path(f"/proc/{pid}/{file}").read_bytes() for file in ("cmdline", "cgroup")).decode(errors="replace")
+        if not any(sign in known for sign in signs):
+            return False
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
 def built(number: int) -> Built:
     """Image `number`: a box with a layer of its own, large enough that a pull can be interrupted."""
     return image([image_layer(), layer({"noise": Entry(random.Random(number).randbytes(4 << 20))})], cmd=["sh"])
@@ -189,8 +207,7 @@ class ChaosWorld(World):
             self.daemon.kill()
         spared = {self.registry.pid}
         for pid in [pid for pid in self.left() if pid not in spared]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            kill_exactly(pid, self.folder.name)
         self.stop(signal.SIGKILL)
 
     def truth(self) -> dict[str, Any]:

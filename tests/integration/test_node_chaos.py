@@ -16,7 +16,7 @@ import pytest
 from node_chaos_deeds import IMAGE, Deed, Deeds, Lost
 from node_chaos_model import ENDS, adopt, wrong
 from node_chaos_truth import Containers, command_of, differences
-from node_chaos_world import ChaosWorld, chaos_world
+from node_chaos_world import ChaosWorld, chaos_world, kill_exactly
 
 pytestmark = pytest.mark.root
 PATIENCE = 30.0
@@ -70,23 +70,24 @@ class Chaos(Deeds):
                 # its process may not survive that its output goes nowhere
                 if box.program == "talk" or box.tty:
                     box.unsure()
-                box.lost = True
-                file = self.world.folder / "r" / "c" / box.id / "conmon.pid"
-                with suppress(ProcessLookupError, FileNotFoundError, ValueError):
-                    os.kill(int(file.read_text()), signal.SIGKILL)
+                with suppress(FileNotFoundError, ValueError):
+                    if kill_exactly(int((self.world.folder / "r" / "c" / box.id / "conmon.pid").read_text()), box.id):
+                        box.lost = True
 
     async def process_killed(self) -> None:
         for _ in range(2):
             # one that is paused dies when it goes on: that is the kernel's way
             if (box := self.pick(lambda box: box.run and box.pid and box.paused is False)) is not None:
-                os.kill(box.pid, signal.SIGKILL)
-                box.ended(137)
+                if kill_exactly(box.pid, box.id):
+                    box.ended(137)
+                else:
+                    box.unsure()
 
     async def resolver_killed(self) -> None:
         await asyncio.sleep(self.rng.uniform(0, 0.3))
         for pid in self.world.left():
             if "skep.datapath.resolver" in command_of(str(pid)):
-                os.kill(pid, signal.SIGKILL)
+                kill_exactly(pid, self.world.folder.name)
 
     async def tables_flushed(self) -> None:
         """Somebody else's hand: the router's table is emptied, the host's is deleted. A restart of skepd looks at once."""
