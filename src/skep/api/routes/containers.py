@@ -54,7 +54,12 @@ def summary(call: Call, container: Container) -> dict[str, Any]:
 
 
 def _summary(call: Call, described: Described) -> dict[str, Any]:
-    return wire.list_form(described, _image(call, described.container), _names(call, described), call.context.clock.now())
+    image = _image(call, described.container)
+    form = wire.list_form(described, image, _names(call, described), call.context.clock.now())
+    meant = call.context.engine.images.get(form["Image"])
+    if image is not None and (meant is None or meant.id != image.id):
+        form["Image"] = image.id  # the name is another image's by now, or nobody's
+    return form
 
 
 _FILTERS = (
@@ -208,8 +213,6 @@ async def top(call: Call) -> web.StreamResponse:
     container = find(call)
     if not container.running:
         raise Conflict(f"container {container.config.id} is not running")
-    if container.paused:
-        raise Conflict(f"container {container.config.id} is paused")
     table = await top_table(container.pid, call.query.get("ps_args", "") or "-ef")
     call.context.events.container("top", container, {})
     return answer(table)

@@ -10,6 +10,7 @@ from aiohttp import web
 from skep.api.execs import ExecInstance
 from skep.api.query import number
 from skep.api.routes.containers import find
+from skep.api.routes.lifecycle import owned
 from skep.api.routing import Call, Routes, answer, nothing
 from skep.api.streams import Hijacked, close_writer, detach_keys, frame, pump, stream_type, take_over
 from skep.engine.base import Exec, ExecConfig
@@ -64,6 +65,9 @@ async def create(call: Call) -> web.StreamResponse:
     except ValueError as error:
         raise Invalid(f"Invalid escape keys ({body.detach_keys}) provided: {error}") from None
     container = find(call)
+    plain = owned(call, container)
+    if plain is not None and plain.is_restarting(container.config.id):
+        raise Conflict(f"Container {container.config.id} is restarting, wait until the container is running")
     if not container.running:
         raise Conflict(f"container {container.config.id} is not running")
     if container.paused:
