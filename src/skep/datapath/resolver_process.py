@@ -16,7 +16,7 @@ import msgspec
 from skep.datapath import orders
 from skep.errors import SkepError
 
-START_PATIENCE, PATIENCE, END_PATIENCE = 20.0, 10.0, 3.0
+START_PATIENCE, PATIENCE, END_PATIENCE = 60.0, 10.0, 3.0
 """Seconds."""
 LOG_SIZE = 1 << 20
 

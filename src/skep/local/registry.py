@@ -26,7 +26,7 @@ from skep.local.layout import Layout
 from skep.local.process import NODEINIT
 
 PORT = 5000
-READY_WITHIN = 15.0
+READY_WITHIN = 60.0
 """Seconds."""
 TRIES = 5
 
