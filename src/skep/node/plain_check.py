@@ -4,6 +4,7 @@ daemon/daemon_unix.go, runconfig/hostconfig_unix.go); what skep cannot do is ref
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 
 from skep.clock import MILLISECOND
@@ -15,6 +16,7 @@ from skep.node.plain_config import Config, HostConfig, Resources, RestartPolicy
 from skep.plan.container import signal_number
 
 SMALLEST_MEMORY = 6 << 20
+HAS_CPUS = os.cpu_count() or 1
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", re.ASCII)
 _MAC = re.compile(r"[0-9a-fA-F]{2}(?:[:-][0-9a-fA-F]{2}){5}", re.ASCII)
 _HOSTNAME = re.compile(r"[a-zA-Z0-9_](?:[a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9_])?", re.ASCII)
@@ -189,7 +191,7 @@ def check_modes(host: HostConfig) -> None:
         raise Invalid(f"invalid user namespace mode: {host.userns_mode}: skep runs containers in the host's user namespace")
 
 
-def check_resources(r: Resources) -> None:
+def check_resources(r: Resources, cpus: int = HAS_CPUS) -> None:
     if r.memory and r.memory < SMALLEST_MEMORY:
         raise Invalid("Minimum memory limit allowed is 6MB")
     if r.memory_swap > 0 and not r.memory:
@@ -207,14 +209,17 @@ def check_resources(r: Resources) -> None:
     if r.nano_cpus and (r.cpu_period or r.cpu_quota):
         other = "Period" if r.cpu_period else "Quota"
         raise Invalid(f"Conflicting options: Nano CPUs and CPU {other} cannot both be set")
-    if r.nano_cpus < 0:
-        raise Invalid("range of CPUs is from 0.01")
+    if not 0 <= r.nano_cpus <= cpus * 10**9:
+        raise Invalid(f"range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available")
     if r.cpu_period and not 1000 <= r.cpu_period <= 1_000_000:
         raise Invalid("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
     if 0 < r.cpu_quota < 1000:
         raise Invalid("CPU cfs quota can not be less than 1ms (i.e. 1000)")
     if r.cpuset_cpus and not _CPUS.fullmatch(r.cpuset_cpus):
         raise Invalid(f"Invalid value {r.cpuset_cpus} for cpuset cpus")
+    if r.cpuset_cpus and max(int(number) for number in re.findall(r"\d+", r.cpuset_cpus)) >= cpus:
+        there = f"0-{cpus - 1}" if cpus > 1 else "0"
+        raise Invalid(f"Requested CPUs are not available - requested {r.cpuset_cpus}, available: {there}")
     if r.cpuset_mems and not _CPUS.fullmatch(r.cpuset_mems):
         raise Invalid(f"Invalid value {r.cpuset_mems} for cpuset mems")
     if r.blkio_weight and not 10 <= r.blkio_weight <= 1000:
