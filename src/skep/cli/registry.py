@@ -27,17 +27,16 @@ def tagged(image: str) -> str:
     return f"{image}:latest"
 
 
-def resolve(shell: Shell, spec: dict[str, Any], auth: str | None) -> None:
-    """Writes digest and platforms into the spec; a registry that does not answer is a warning, after which all goes on."""
+def resolve(shell: Shell, spec: dict[str, Any], auth: str | None) -> list[str]:
+    """Writes digest and platforms into the spec; a registry that does not answer is a warning, to be shown when all else went well."""
     container = spec["TaskTemplate"]["ContainerSpec"]
     image = container.get("Image", "")
     if not image:
-        return
+        return []
     try:
         found = shell.call(calls.distribution(image, auth))
     except SkepError:
-        shell.warn(WARNING.format(image))
-        return
+        return [WARNING.format(image)]
     digest = found["Descriptor"]["digest"]
     if "@" not in image:
         container["Image"] = f"{image}@{digest}"
@@ -47,6 +46,7 @@ def resolve(shell: Shell, spec: dict[str, Any], auth: str | None) -> None:
     ]
     if platforms:
         spec["TaskTemplate"].setdefault("Placement", {})["Platforms"] = platforms
+    return []
 
 
 def _architecture(name: str) -> str:

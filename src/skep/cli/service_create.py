@@ -37,10 +37,9 @@ def create(shell: Shell, values: Values, words: list[str]) -> int:
         set_configs(shell, container, configs)
     auth = credentials(shell, container["Image"]) if values["with-registry-auth"] else None
     container["Image"] = tagged(container["Image"])
-    if not values["no-resolve-image"]:
-        resolve(shell, spec, auth)
+    unresolved = [] if values["no-resolve-image"] else resolve(shell, spec, auth)
     answer = shell.call(calls.service_create(spec, auth))
-    for warning in answer.get("Warnings") or ():
+    for warning in (*(answer.get("Warnings") or ()), *unresolved):
         shell.warn(warning)
     shell.print(answer["ID"])
     return finish(shell, values, answer["ID"])

@@ -13,7 +13,7 @@ from skep.client import calls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from skep.cli.flags import Values
@@ -36,15 +36,24 @@ def update(shell: Shell, values: Values, words: list[str]) -> int:
         raise Failed(str(error)) from None
     container = spec["TaskTemplate"]["ContainerSpec"]
     auth = credentials(shell, container["Image"]) if values["with-registry-auth"] else None
+    unresolved: list[str] = []
     if values.given("image"):
         container["Image"] = tagged(container["Image"])
         if not values["no-resolve-image"]:
-            resolve(shell, spec, auth)
-    return send(shell, values, service, name, auth=auth, auth_from="" if auth is not None else "spec")
+            unresolved = resolve(shell, spec, auth)
+    return send(shell, values, service, name, auth=auth, auth_from="" if auth is not None else "spec", unresolved=unresolved)
 
 
 def send(
-    shell: Shell, values: Values, service: Fields, name: str, *, auth: str | None = None, auth_from: str = "", rollback: bool = False
+    shell: Shell,
+    values: Values,
+    service: Fields,
+    name: str,
+    *,
+    auth: str | None = None,
+    auth_from: str = "",
+    rollback: bool = False,
+    unresolved: Sequence[str] = (),
 ) -> int:
     call = calls.service_update(
         service["ID"],
@@ -55,7 +64,7 @@ def send(
         rollback="previous" if rollback else "",
     )
     answer = shell.call(call) or {}
-    for warning in answer.get("Warnings") or ():
+    for warning in (*(answer.get("Warnings") or ()), *unresolved):
         shell.warn(warning)
     shell.print(name)
     return finish(shell, values, name)
