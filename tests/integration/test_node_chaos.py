@@ -108,6 +108,8 @@ class Chaos(Deeds):
         for box in self.boxes:
             if box.program in ENDS:
                 box.run, box.codes = None, set()
+            if box.name in self.busy and box.codes:  # it had hardly ended
+                box.codes |= codes
             box.ended(*codes)
 
     async def disk_full(self) -> None:
@@ -126,6 +128,8 @@ class Chaos(Deeds):
         what it started."""
         self.without_room()
         for box in self.boxes:
+            if box.name in self.busy:
+                box.networks = None
             if box.policy:
                 box.run = box.by_hand = None
                 box.codes = set()

@@ -11,6 +11,7 @@ from test_plain import World, play
 from skep.datapath.base import Place
 from skep.errors import SkepError
 from skep.node.plain_config import EndpointSettings
+from skep.testing.fake_networks import FakeNetworks
 
 PUBLISHED = {"80/tcp": [{"HostPort": "8080"}]}
 
@@ -75,5 +76,27 @@ def test_what_was_being_removed_is_not_started_again(tmp_path: Path) -> None:
         del w.engine.fail["remove"]
         await w.plain.remove(id)
         assert w.engine.get(id) is None
+
+    play(tmp_path, story)
+
+
+class FullDisk(FakeNetworks):
+    async def announce(self, network_id: str, sandbox_id: str, names: tuple[str, ...]) -> None:
+        raise SkepError("No space left on device")
+
+
+def test_on_a_full_disk_a_network_can_be_left_and_a_rename_is_done_or_not(tmp_path: Path) -> None:
+    async def story(w: World) -> None:
+        w.networks = FullDisk(w.clock, w.rng)
+        await start_anew(w)
+        await w.networks.create("one")
+        id = await w.run("before", HostConfig={"NetworkMode": "one"})
+        with pytest.raises(SkepError, match="No space left"):
+            await w.plain.rename(id, "after")
+        container = w.engine.get(id)
+        assert container is not None and container.config.name == "before"
+        w.engine.disk_full = True
+        await w.plain.disconnect("one", id)
+        assert not w.datapath.places[id] and not w.record(id).joined
 
     play(tmp_path, story)

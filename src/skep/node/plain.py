@@ -243,8 +243,12 @@ class Plain(Ends):
         async with self._locked(id) as (container, record):
             await self._engine.amend(id, name=new)
             container = self._engine.get(id) or container
-            joined = await self.places.rename(container, record)
-            await self._keep(id, msgspec.structs.replace(record, joined=joined))
+            try:
+                joined = await self.places.rename(container, record)
+                await self._keep(id, msgspec.structs.replace(record, joined=joined))
+            except SkepError:
+                await self._engine.amend(id, name=old, lasting=False)
+                raise
         self.tell("container", "rename", self._engine.get(id) or container, {"oldName": f"/{old}"})
 
     async def update(self, reference: str, asked: UpdateRequest) -> list[str]:
@@ -305,13 +309,14 @@ class Plain(Ends):
             if not container.running:
                 await self._keep(id, msgspec.structs.replace(record, joined=placed.joined))
                 return
-            await self._keep_placed(id, record, placed)
+            await self._keep_placed(id, record, placed, lasting=False)
         attributes = {"container": id, "name": joined.network, "type": self._driver(joined.network_id)}
         self.tell("network", "disconnect", joined.network_id, attributes)
 
-    async def _keep_placed(self, id: str, record: Record, placed: Placed) -> None:
+    async def _keep_placed(self, id: str, record: Record, placed: Placed, *, lasting: bool = True) -> None:
+        """`lasting`: False where it has left already: a full disk does not stop it."""
         new = msgspec.structs.replace(record, joined=placed.joined, ports=placed.ports)
-        await self._engine.amend(id, extra=extra_of(new), hosts=placed.hosts, resolv_conf=placed.resolv_conf)
+        await self._engine.amend(id, extra=extra_of(new), hosts=placed.hosts, resolv_conf=placed.resolv_conf, lasting=lasting)
 
     # removing
 

@@ -24,6 +24,7 @@ class FakeContents:
     """Mixed into an engine that has `get`, `all`, `_change` and `_emit`."""
 
     _clock: Clock
+    disk_full = False
 
     def __init__(self) -> None:
         self.files: dict[str, dict[str, bytes]] = {}
@@ -75,6 +76,8 @@ class FakeContents:
         lasting: bool = True,
     ) -> None:
         container = self._known(id)
+        if lasting and self.disk_full:
+            raise SkepError("No space left on device")
         config = container.config
         if name is not None and name != config.name:
             holder = self.get(name)
