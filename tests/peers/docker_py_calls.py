@@ -72,6 +72,16 @@ def swarm(client: docker.DockerClient) -> Iterator[Any]:
     client.swarm.leave(force=True)
 
 
+def run(client: docker.DockerClient, command: Any, *, stdout: bool = True, stderr: bool = False, **settings: Any) -> bytes:
+    """What it wrote. Not `run(..., remove=True)`, which may remove a container before its log was opened (docs/peers.md)."""
+    made = client.containers.run("busybox", command, detach=True, **settings)
+    try:
+        made.wait()
+        return bytes(made.logs(stdout=stdout, stderr=stderr))
+    finally:
+        made.remove(force=True, v=True)
+
+
 def archive(name: str, content: bytes) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
@@ -109,14 +119,14 @@ def test_images(client: docker.DockerClient, name: str) -> None:
 
 
 def test_run(client: docker.DockerClient, name: str) -> None:
-    assert client.containers.run("busybox", "echo hello world", remove=True) == b"hello world\n"
-    assert client.containers.run("busybox", ["sh", "-c", "echo a; echo b >&2"], stdout=False, stderr=True, remove=True) == b"b\n"
+    assert run(client, "echo hello world") == client.containers.run("busybox", "echo hello world") == b"hello world\n"
+    assert run(client, ["sh", "-c", "echo a; echo b >&2"], stdout=False, stderr=True) == b"b\n"
     with pytest.raises(ContainerError) as failed:
         client.containers.run("busybox", ["sh", "-c", "echo bad >&2; exit 7"], remove=True)
     assert failed.value.exit_status == 7 and b"bad" in failed.value.stderr
     with pytest.raises(NotFound):
         client.containers.run(f"{NOWHERE}:1", "true")
-    many = client.containers.run("busybox", ["seq", "3"], stream=True, remove=True)
+    many = client.containers.run("busybox", ["seq", "3"], stream=True)
     assert b"".join(many).split() == [b"1", b"2", b"3"]
 
 
@@ -124,8 +134,8 @@ def test_run_with_much(client: docker.DockerClient, name: str) -> None:
     """Most of what `run` takes is in the container."""
     script = "id -u; pwd; echo $A; hostname; cat /proc/self/oom_score_adj; ulimit -n; cat /proc/sys/net/core/somaxconn"
     script += "; touch /x || echo ro; cat /etc/hosts"
-    said = client.containers.run(
-        "busybox",
+    said = run(
+        client,
         ["sh", "-c", script],
         name=name,
         user="1000",
@@ -144,7 +154,6 @@ def test_run_with_much(client: docker.DockerClient, name: str) -> None:
         pids_limit=50,
         log_config=LogConfig(type="json-file", config={"max-size": "1m"}),
         healthcheck={"test": ["CMD", "true"], "interval": 10**9},
-        remove=True,
         stderr=True,
     ).decode()
     lines = said.splitlines()
@@ -176,6 +185,13 @@ def test_life(client: docker.DockerClient, box: Any, name: str) -> None:
     with pytest.raises(APIError) as refused:
         client.containers.create("busybox", name=f"{name}x")
     assert refused.value.status_code == 409
+
+
+def test_waiting_for_what_is_removed(client: docker.DockerClient) -> None:
+    made = client.containers.run("busybox", SLEEP, detach=True)
+    waiting = client.api._post(client.api._url("/containers/{0}/wait", made.id), stream=True)  # its head says that it waits
+    made.remove(force=True)
+    assert waiting.json()["StatusCode"] == 137
 
 
 def test_exec(client: docker.DockerClient, box: Any) -> None:
@@ -267,7 +283,7 @@ def test_networks(client: docker.DockerClient, box: Any, name: str) -> None:
         assert [one.id for one in network.containers] == [box.id]
         box.reload()
         assert box.attrs["NetworkSettings"]["Networks"][name]["IPAddress"] == "10.77.3.9"
-        assert client.containers.run("busybox", ["nslookup", "other."], network=name, remove=True).count(b"10.77.3.9") == 1
+        assert run(client, ["nslookup", "other."], network=name).count(b"10.77.3.9") == 1
         assert [one.id for one in client.networks.list(names=[name], filters={"label": "a=b"}, greedy=True)] == [network.id]
         with pytest.raises(APIError):
             network.remove()
@@ -386,7 +402,7 @@ def test_services(client: docker.DockerClient, swarm: Any, name: str) -> None:
         assert service.attrs["Spec"]["Labels"] == {"k": "w"} and service.attrs["PreviousSpec"]
         service.force_update()
         assert client.services.list(status=True)[0].attrs["ServiceStatus"]["DesiredTasks"] == 3
-        assert client.containers.run("busybox", ["nslookup", f"{name}."], network=name, remove=True).count(b"Address") >= 2
+        assert run(client, ["nslookup", f"{name}."], network=name).count(b"Address") >= 2
     finally:
         service.remove()
     with pytest.raises(NotFound):

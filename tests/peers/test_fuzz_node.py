@@ -134,6 +134,8 @@ def untroubled(world: PeerWorld, wrong: list[str]) -> Iterator[None]:
     if "Traceback" in said:
         at = said.index("Traceback")
         wrong.append(f"in the log:\n{said[max(0, at - 1000) : at + 4000]}")
+    if wrong and (keep := os.environ.get("SKEP_PEERS_KEEP")):
+        Path(keep).with_suffix(".log").write_text(said)
     assert not wrong, "\n".join(wrong)
 
 

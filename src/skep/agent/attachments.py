@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 20.0
 DETACH_SECONDS = 2.0
+LOOK_SECONDS = 0.5
 GIVEN_UP_LIMIT = 1024
 """Places that were asked for in vain and are remembered, in case they come after all."""
 _ERRORS: dict[int, type[SkepError]] = {400: Invalid, 403: Forbidden, 404: NotFound, 409: Conflict, 503: Unavailable}
@@ -213,8 +214,10 @@ class ClusterAttachments:
         self._lost.append(call)
 
     async def _ask(self, id: str, question: Attach | Find) -> Answer:
-        if self._agent is None and self.is_member():
-            await self._bound.wait()
+        while self._agent is None and self.is_member():
+            with suppress(TimeoutError):  # it may leave the cluster before there is one
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._bound.wait()
         agent = self._agent
         if agent is None:
             name = question.network if isinstance(question, Attach) else question.reference

@@ -280,7 +280,7 @@ class Ends:
             with suppress(NotFound, Conflict):
                 await self._engine.kill(id)
             with suppress(NotFound):
-                await self._engine.wait(id)
+                self._settle(id, await self._engine.wait(id))
             await self._clean(id)
         await self._engine.remove(id, force=True)
         await self._clean(id)
