@@ -3,11 +3,12 @@
 # make quick   the checks that need no root
 # make bench   the measurements of bench/
 # make soak    what takes longer: many simulated clusters, long chaos
+# make guest   the node's tests in a virtual machine with a unified cgroup tree (Debian 12 with qemu-system-x86; over an hour)
 SHELL := /bin/bash
 PY := .venv/bin/python
 ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 
-.PHONY: setup demo test quick lint types contracts plan sim contract integration peers e2e bench soak clean
+.PHONY: setup demo test quick lint types contracts plan sim contract integration peers e2e bench soak guest clean
 
 setup:
 	@tools/setup
@@ -62,3 +63,6 @@ bench: setup
 soak: setup
 	@$(PY) -m skep.testing.sim --seeds 10000
 	@$(ROOT) $(PY) -m pytest -q tests -m soak
+
+guest: setup
+	@$(ROOT) tools/guest
