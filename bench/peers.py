@@ -211,13 +211,13 @@ class Ground:
 
     def hold(self) -> subprocess.Popen[bytes]:
         """A process whose network and mount namespaces are its own."""
-        script = f"ip link set lo up; echo; exec sleep 1000000 # {self.name}"
-        holder = subprocess.Popen(["unshare", "-n", "-m", "sh", "-c", script, self.name], stdout=subprocess.PIPE, start_new_session=True)
+        (self.folder / "hold").touch()
+        # the name stays in its command line: the cleaning looks for it
+        script = f"ip link set lo up; echo; exec tail -f {self.folder}/hold > {self.folder}/held"
+        holder = subprocess.Popen(["unshare", "-n", "-m", "sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
         assert holder.stdout is not None
         holder.stdout.readline()
         holder.stdout.close()
-        with (self.folder / "holders").open("a") as file:
-            file.write(f"{holder.pid}\n")
         return holder
 
     def join(self, holder: subprocess.Popen[bytes], address: str) -> None:
