@@ -193,7 +193,7 @@ DOCKERS_OWN_500 = tuple(
         r"(?s)Invalid (membership|role|desired-state) filter: '.*'",
         r"invalid join token",
         r"service does not have a previous spec",
-        r"(?s)Get \"https?://.*\": dial tcp.*",  # of a registry that cannot be reached, when asked about credentials
+        r"(?s)Get \"https?://.*\": .+",  # of a registry that cannot be reached, when asked about credentials
         r"(?s)unrecognized rollback option .*",
         r"unsupported registryAuthFrom value",
     )
