@@ -233,3 +233,26 @@ def test_a_follower_ends_with_the_container_and_when_told_to() -> None:
                 await texts(engine.logs(silent.id))
 
     asyncio.run(main())
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("follow", [True, False])
+def test_a_log_asked_for_is_read_though_its_container_is_removed(follow: bool) -> None:
+    """Python's docker asks for the log, waits for the end, removes, and reads then."""
+
+    async def main() -> None:
+        async with running_engine() as engine:
+            made = config("sh", "-c", "seq 2000; printf rest")
+            await engine.create(made)
+            await engine.start(made.id)
+            asked = engine.logs(made.id, follow=follow)
+            never_read = engine.logs(made.id, follow=follow)
+            await engine.wait(made.id)
+            await engine.remove(made.id)
+            del never_read
+            if follow:
+                assert b"".join(await texts(asked)) == b"".join(b"%d\n" % number for number in range(1, 2001)) + b"rest"
+            else:
+                assert (await texts(asked))[:3] == [b"1\n", b"2\n", b"3\n"]
+
+    asyncio.run(main())

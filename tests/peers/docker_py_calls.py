@@ -73,13 +73,8 @@ def swarm(client: docker.DockerClient) -> Iterator[Any]:
 
 
 def run(client: docker.DockerClient, command: Any, *, stdout: bool = True, stderr: bool = False, **settings: Any) -> bytes:
-    """What it wrote. Not `run(..., remove=True)`, which may remove a container before its log was opened (docs/peers.md)."""
-    made = client.containers.run("busybox", command, detach=True, **settings)
-    try:
-        made.wait()
-        return bytes(made.logs(stdout=stdout, stderr=stderr))
-    finally:
-        made.remove(force=True, v=True)
+    """What it wrote. It asks for the log, waits for the end, removes the container, and reads then."""
+    return bytes(client.containers.run("busybox", command, stdout=stdout, stderr=stderr, remove=True, **settings))
 
 
 def archive(name: str, content: bytes) -> bytes:

@@ -102,29 +102,47 @@ def _open(path: Path) -> int:
         return -1
 
 
-def open_tail(folder: Path, tail: int, streams: Iterable[int]) -> tuple[list[int], int]:
-    """Descriptors of the files to read, oldest first, the first one placed so that `tail` whole lines follow (-1: all), and the size that
-    the last one had then: what is written meanwhile is not counted."""
-    wanted = set(streams)
-    fds: list[int] = []
-    seen: set[tuple[int, int]] = set()
-    left, last = tail, 0
-    for path in candidates(folder):
-        if tail >= 0 and left == 0 and fds:
-            break
-        fd = _open(path)
-        if fd < 0:
-            continue
-        if _inode(fd) in seen:  # renamed while we looked
+class Opened:
+    """The files of a log as they are now, held open: what was asked for while the container was there can be read when it is gone."""
+
+    def __init__(self, folder: Path) -> None:
+        self._fds: list[int] = []
+        seen: set[tuple[int, int]] = set()
+        for path in candidates(folder):
+            fd = _open(path)
+            if fd < 0:
+                continue
+            if _inode(fd) in seen:  # renamed while we looked
+                os.close(fd)
+                continue
+            seen.add(_inode(fd))
+            self._fds.insert(0, fd)
+
+    def take(self) -> list[int]:
+        """Descriptors, oldest file first; whoever takes them closes them."""
+        fds, self._fds = self._fds, []
+        return fds
+
+    def __del__(self) -> None:
+        for fd in self.take():
             os.close(fd)
-            continue
-        seen.add(_inode(fd))
-        fds.insert(0, fd)
-        size = os.fstat(fd).st_size
-        if len(fds) == 1:
-            last = size
-        if tail >= 0:
-            left = _seek_tail(fd, size, left, wanted)
+
+
+def place(fds: list[int], tail: int, streams: Iterable[int]) -> tuple[list[int], int]:
+    """Of the files, oldest first, those to read, the first one placed so that `tail` whole lines follow (-1: all), and the size that the
+    last one had then: what is written meanwhile is not counted. The others are closed."""
+    if not fds:
+        return [], 0
+    last = os.fstat(fds[-1]).st_size
+    if tail < 0:
+        return fds, last
+    wanted, left = set(streams), tail
+    for index in range(len(fds) - 1, -1, -1):
+        left = _seek_tail(fds[index], last if index == len(fds) - 1 else os.fstat(fds[index]).st_size, left, wanted)
+        if left == 0:
+            for fd in fds[:index]:
+                os.close(fd)
+            return fds[index:], last
     return fds, last
 
 
@@ -159,9 +177,9 @@ class Reader:
     `bounded`: only what is there now.
     """
 
-    def __init__(self, folder: Path, tail: int, streams: Iterable[int], bounded: bool = False) -> None:
+    def __init__(self, folder: Path, tail: int, streams: Iterable[int], bounded: bool = False, opened: Opened | None = None) -> None:
         self._folder = folder
-        self._queue, size = open_tail(folder, tail, streams)
+        self._queue, size = place((opened or Opened(folder)).take(), tail, streams)
         self._bounded = bounded
         self._left = 0
         if bounded and self._queue:
@@ -173,6 +191,8 @@ class Reader:
         for fd in self._queue:
             os.close(fd)
         self._queue = []
+
+    __del__ = close  # who asked for it may be gone before it was made
 
     def read(self) -> list[LogRecord] | None:
         """The next records; None when everything written so far was read."""
@@ -231,7 +251,7 @@ def _inode(fd: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-async def records(
+def records(
     folder: Path,
     inotify: Inotify,
     ended: Callable[[], bool],
@@ -243,20 +263,42 @@ async def records(
     tail: int,
     streams: frozenset[int],
 ) -> AsyncIterator[LogRecord]:
-    """`ended`: nothing more will be written. `wakers`: called when that comes true."""
+    """`ended`: nothing more will be written. `wakers`: called when that comes true.
+
+    The files are opened at once, not with the first record: who was told that the log comes may have the container removed before it reads.
+    """
+    return _records(Opened(folder), folder, inotify, ended, wakers, follow, since, until, tail, streams)
+
+
+async def _records(
+    opened: Opened,
+    folder: Path,
+    inotify: Inotify,
+    ended: Callable[[], bool],
+    wakers: set[Callable[[], None]],
+    follow: bool,
+    since: int,
+    until: int,
+    tail: int,
+    streams: frozenset[int],
+) -> AsyncIterator[LogRecord]:
     news = asyncio.Event()
 
     def wake(name: str = "") -> None:
         news.set()
 
-    if follow:
-        inotify.watch(str(folder), wake)
-        wakers.add(news.set)
-    reader = await asyncio.to_thread(Reader, folder, tail, streams, not follow)
+    gone, reader = False, None
     try:
+        if follow:
+            wakers.add(news.set)
+            try:
+                inotify.watch(str(folder), wake)
+            except FileNotFoundError:  # the container was removed
+                gone = True
+        reader = await asyncio.to_thread(Reader, folder, tail, streams, not follow, opened)
         while True:
             news.clear()
-            over = ended()
+            over = gone or ended()
             found = await asyncio.to_thread(reader.read)
             if found is None:
                 if over or not follow:
@@ -275,7 +317,8 @@ async def records(
                     yield record
                 return
     finally:
-        reader.close()
+        if reader is not None:
+            reader.close()
         if follow:
             inotify.unwatch(str(folder), wake)
             wakers.discard(news.set)
