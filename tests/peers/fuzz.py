@@ -12,9 +12,9 @@ import re
 import tarfile
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
-from fuzz_data import API, DOCKERS_OWN_500, FILTERS, KINDS, NO_JSON, NUMBERS, ODD, VALUES, WORDS
+from fuzz_data import API, DOCKERS_OWN_500, FILTERS, KINDS, NO_JSON, NUMBERS, ODD, UNREACHED, VALUES, WORDS
 
 
 @dataclass(frozen=True)
@@ -256,6 +256,7 @@ def complaint(request: Request, status: int, kind: str, body: bytes) -> str:
         return f"not {{message}}: {body[:200]!r}"
     if len(said["message"]) > 20_000:
         return f"a message of {len(said['message'])} characters"
-    if status == 500 and not any(known.fullmatch(said["message"]) for known in DOCKERS_OWN_500):
+    dockers = (*DOCKERS_OWN_500, UNREACHED) if urlsplit(request.target).path.endswith("/auth") else DOCKERS_OWN_500
+    if status == 500 and not any(known.fullmatch(said["message"]) for known in dockers):
         return f"500 {said['message'][:500]}"
     return ""

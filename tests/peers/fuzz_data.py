@@ -193,9 +193,11 @@ DOCKERS_OWN_500 = tuple(
         r"(?s)Invalid (membership|role|desired-state) filter: '.*'",
         r"invalid join token",
         r"service does not have a previous spec",
-        r"(?s)Get \"https?://.*\": .+",  # of a registry that cannot be reached, when asked about credentials
         r"(?s)unrecognized rollback option .*",
         r"unsupported registryAuthFrom value",
     )
 )
 """Answers with 500 that Docker gives too, with the case in which it does."""
+
+UNREACHED = re.compile(r"(?s)Get \"https?://.*\": .+")
+"""500 of POST /auth alone: a registry that cannot be reached, asked whether it takes credentials."""
