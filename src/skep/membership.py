@@ -251,7 +251,7 @@ class Membership:
             try:
                 agent = self._parts.agent if self._parts is not None else None
                 if agent is not None and self._work is not None:
-                    await agent.leave()
+                    await agent.leave(at_once=force)
                     await asyncio.wait([self._work], timeout=LEAVING)
                 await self._depart(at)
             finally:

@@ -49,6 +49,11 @@ def situation(desired: S, state: S, **fields: object) -> Situation:
         (situation(STOP, S.RUNNING, stopped=True, leaving=True), Step(state=S.SHUTDOWN, message="shutdown")),
         (situation(STOP, S.RUNNING, failure="unhealthy container", leaving=True), Step(call=Call.SHUTDOWN)),
         (situation(STOP, S.RUNNING, withdrawn=True, busy=Call.WAIT, leaving=True), Step(cancel=True)),
+        # taken away without time to end
+        (situation(RUN, S.RUNNING, withdrawn=True, at_once=True, busy=Call.WAIT), Step(cancel=True)),
+        (situation(RUN, S.RUNNING, withdrawn=True, at_once=True, busy=Call.SHUTDOWN), Step(cancel=True)),
+        (situation(RUN, S.RUNNING, withdrawn=True, at_once=True, busy=Call.REMOVE), IDLE),
+        (situation(RUN, S.RUNNING, withdrawn=True, at_once=True), Step(call=Call.REMOVE)),
         # ended
         (situation(STOP, S.FAILED, stopped=True), IDLE),
         (situation(RUN, S.COMPLETE, stopped=True), IDLE),

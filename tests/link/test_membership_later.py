@@ -14,6 +14,7 @@ from skep.errors import ConfigError, SkepError, Unavailable
 from skep.membership import LAST_MANAGER, STARTING, WORKER
 from skep.model.enums import NodeState
 from skep.model.spec import CAConfig, ClusterSpec
+from skep.plan.workload import Call
 
 READY, DOWN = NodeState.READY, NodeState.DOWN
 
@@ -37,6 +38,27 @@ def test_the_last_manager_leaves_by_force_alone_and_takes_its_tasks_with_it(tmp_
             assert [c.config.id for c in m.engine.all()] == [plain]
             await m.init(free_port())
             assert m.all_tasks() == []
+
+    run(body)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_leaving_by_force_kills_what_would_take_long_to_end_even_if_it_was_told_to(tmp_path: Path, told: bool) -> None:
+    async def body() -> None:
+        async with hosts(tmp_path, "m") as (_, [m]):
+            await a_cluster(m)
+            await m.run_service(3)
+            await until(lambda: len(m.tasks()) == 3)
+            m.engine.delay["stop"] = 100 * HOUR
+            parts = m.membership._parts
+            assert parts is not None and parts.agent is not None
+            works = parts.agent.worker._works
+            if told:
+                await m.membership.cluster().remove_service("web")
+                await until(lambda: [work.busy for work in works.values()] == [Call.SHUTDOWN] * 3)
+            async with asyncio.timeout(10):
+                await m.membership.leave(True)
+            assert (m.state, m.root.exists(), m.engine.all()) == ("inactive", False, [])
 
     run(body)
 

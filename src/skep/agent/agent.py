@@ -81,7 +81,7 @@ class Agent:
         self._streams: dict[str, asyncio.Task[None]] = {}
         self._linking: asyncio.Task[None] | None = None
         self._started = asyncio.Event()
-        self._leaving = False
+        self._leaving = self._at_once = False
         self._leave_by = 0
         self._ending = False
         self.worker = Worker(state, clock.now(), tasks.known())
@@ -140,9 +140,9 @@ class Agent:
             pass
         self._wake.clear()
 
-    async def leave(self) -> None:
-        """Tell the manager, stop and remove all tasks; `run` then returns."""
-        self._leaving = True
+    async def leave(self, *, at_once: bool = False) -> None:
+        """Tell the manager, stop and remove all tasks (`at_once`: kill them); `run` then returns."""
+        self._leaving, self._at_once = True, at_once
         self._wake.set()
 
     def _step(self, group: asyncio.TaskGroup) -> None:
@@ -180,7 +180,7 @@ class Agent:
         if session.broken and self._linking is not None:
             self._linking.cancel()
         if session.removed:
-            self.worker.withdraw_all(now)
+            self.worker.withdraw_all(now, at_once=self._at_once)
 
     def _tell(self, message: FromAgent) -> None:
         if self.session.welcomed:

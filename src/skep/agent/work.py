@@ -14,6 +14,7 @@ class Work:
 
     __slots__ = (
         "again",
+        "at_once",
         "busy",
         "cancelled",
         "failure",
@@ -39,6 +40,8 @@ class Work:
         self.busy: Call | None = None
         self.cancelled = False
         self.withdrawn = False
+        self.at_once = False
+        """It is withdrawn without time to end by itself."""
         self.again: TaskItem | None = None
         """Assigned anew while it was being removed."""
         self.stopped = status.state > TaskState.RUNNING

@@ -163,8 +163,12 @@ class Worker:
                 work.left_at = now
                 self._advance(work, now)
 
-    def withdraw_all(self, now: int) -> None:
-        """The node is no longer part of the cluster: everything goes. `empty` says when."""
+    def withdraw_all(self, now: int, *, at_once: bool = False) -> None:
+        """The node is no longer part of the cluster: everything goes. `empty` says when. `at_once`: killed, also what is being stopped."""
+        for work in [work for work in self._works.values() if at_once and not work.at_once]:
+            work.at_once, work.retry_at = True, 0
+            if work.withdrawn:
+                self._advance(work, now)
         for id in [*self._works, *self._strangers]:
             self._withdraw(id, now)
         self._strangers.clear()
@@ -280,6 +284,8 @@ class Worker:
 
     def _stopped(self, work: Work, ended: Ended, now: int) -> None:
         """A shutdown that failed is tried again, more and more slowly, for ever: nothing else may be done before the task is down."""
+        if ended.cancelled and work.at_once:
+            return  # it made way for the removal
         if ended.error or ended.cancelled:
             work.retry_at = now + min(RETRY << min(work.retries, 10), RETRY_LIMIT)
             work.retries += 1
@@ -296,6 +302,7 @@ class Worker:
                     status=work.status,
                     busy=work.busy,
                     withdrawn=work.withdrawn,
+                    at_once=work.at_once,
                     stopped=work.stopped,
                     failure=work.failure,
                     exit_code=work.observed.container.exit_code if work.observed and work.observed.container else 0,

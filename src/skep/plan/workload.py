@@ -46,6 +46,8 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     """The call under way."""
     withdrawn: bool = False
     """The manager no longer assigns it: everything of it is to go."""
+    at_once: bool = False
+    """With `withdrawn`: it is killed, and not asked to end."""
     stopped: bool = False
     """A shutdown has ended since the task was last told to run (or there is nothing that could run)."""
     failure: str = ""
@@ -88,8 +90,9 @@ def next_step(now: Situation) -> Step:
     state = now.status.state
     if now.withdrawn:
         if now.busy is not None:
-            return IDLE if now.busy in (Call.SHUTDOWN, Call.REMOVE) else Step(cancel=True)
-        return Step(call=Call.REMOVE if now.stopped else Call.SHUTDOWN)
+            waits = now.busy is Call.REMOVE or (now.busy is Call.SHUTDOWN and not now.at_once)
+            return IDLE if waits else Step(cancel=True)
+        return Step(call=Call.REMOVE if now.stopped or now.at_once else Call.SHUTDOWN)
     if state >= TaskState.COMPLETE:
         return IDLE if now.busy is not None or now.stopped else Step(call=Call.SHUTDOWN)
     if now.failure:
