@@ -278,8 +278,12 @@ class Registry:
             raise ConnectionFailed(describe(error, url, method.capitalize())) from None
 
     async def _authorize(self, endpoint: Endpoint, answer: aiohttp.ClientResponse) -> None:
-        """Find what to put in the Authorization header of this endpoint from now on."""
-        credentials = Credentials() if endpoint.mirror else self._credentials
+        """Find what to put in the Authorization header of this endpoint from now on. Where somebody else asks, to whom we were sent, we are
+        nobody: what holds the registry's blobs has no say in who gets its password."""
+        elsewhere = answer.url.origin() != _url(endpoint.base).origin()
+        if elsewhere and endpoint.base in self._authorization:
+            await self._refuse(answer)
+        credentials = Credentials() if endpoint.mirror or elsewhere else self._credentials
         offered = challenges(answer.headers.getall("WWW-Authenticate", []))
         bearer = next((c for c in offered if c.scheme == "bearer"), None)
         if credentials.registry_token and bearer:
