@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from image_world import images, server, small
+from aiohttp import web
+from image_world import Shelf, images, server, small
 from test_images_registry import TokenShelf, header
 
+from skep.engine.oci.reference import registry_of
 from skep.errors import SkepError, Unauthorized
 from skep.local.registry import RegistryServer
 
@@ -34,8 +37,6 @@ def test_a_token_server_is_asked_for_no_scope(tmp_path: Path) -> None:
     class Shelf(TokenShelf):
         async def answer(self, request):  # type: ignore[no-untyped-def]
             if request.headers.get("Authorization") == "Bearer for:":
-                from aiohttp import web
-
                 return web.json_response({})
             return await super().answer(request)
 
@@ -57,4 +58,53 @@ def test_who_is_no_registry_takes_no_login(tmp_path: Path) -> None:
         with pytest.raises(SkepError, match="invalid reference format"):
             await images(tmp_path).login("BAD HOST", header(username="ann", password="s3cret"))
 
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("server", "domain"),
+    [
+        ("", "docker.io"),
+        ("https://index.docker.io/v1/", "docker.io"),
+        ("registry-1.docker.io", "docker.io"),
+        ("shelf", "shelf"),
+        ("https://shelf/v2/", "shelf"),
+        ("shelf:5000", "shelf:5000"),
+        ("localhost", "localhost"),
+        ("shelf.example", "shelf.example"),
+    ],
+)
+def test_a_host_without_a_dot_is_asked_itself_and_not_docker_hub(server: str, domain: str) -> None:
+    assert registry_of(server).domain == domain
+
+
+@pytest.mark.parametrize("path", ["/v2/", "/v2/a/b/blobs/"])
+@pytest.mark.parametrize("scheme", ["Bearer", "Basic"])
+def test_whoever_the_registry_sends_us_to_does_not_get_the_password(path: str, scheme: str, tmp_path: Path) -> None:
+    class Elsewhere(Shelf):
+        address = ""
+
+        async def answer(self, request: web.Request) -> web.StreamResponse:
+            if request.path == "/token":
+                return web.json_response({"token": "caught"})
+            challenge = f'{scheme} realm="http://{self.address}/token",service="x"'
+            return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+
+    class Sending(TokenShelf):
+        async def answer(self, request: web.Request) -> web.StreamResponse:
+            if request.path.startswith(path):
+                raise web.HTTPTemporaryRedirect(f"http://{other.address}/x")
+            return await super().answer(request)
+
+    async def main() -> None:
+        shelf = Sending(small("sending"))
+        async with server(shelf) as shelf.address, server(other) as other.address:
+            node, auth = images(tmp_path), header(username="ann", password="s3cret")
+            for work in (node.pull(f"{shelf.address}/a/b", auth=auth), node.login(shelf.address, auth)):
+                with suppress(SkepError):
+                    await work
+            assert other.count("/x")
+            assert not [told for _, told in other.seen if told], "who we are"
+
+    other = Elsewhere(small("other"))
     asyncio.run(main())

@@ -25,7 +25,7 @@ from skep.engine.oci.instructions import apply
 from skep.engine.oci.layers import Layers, Report
 from skep.engine.oci.manifest import MAX_CONFIG, Config, Manifest, Platform, choose, decode_config, digest_of, parse_platform
 from skep.engine.oci.push import Push
-from skep.engine.oci.reference import Reference, parse
+from skep.engine.oci.reference import Reference, parse, registry_of
 from skep.engine.oci.registry import Registry
 from skep.engine.oci.transport import RegistryError, translate
 from skep.errors import Invalid, NotFound, SkepError
@@ -72,10 +72,7 @@ class OciImages:
         )
 
     async def login(self, server: str, auth: str) -> None:
-        host = server.partition("://")[2] or server
-        host = host.partition("/")[0]
-        named = parse(f"{'docker.io' if host in ('', 'index.docker.io', 'registry-1.docker.io') else host}/login/login")
-        async with self._registry(named, auth, actions="") as registry:
+        async with self._registry(registry_of(server), auth, actions="") as registry:
             try:
                 await registry.login()
             except RegistryError as error:

@@ -93,6 +93,18 @@ def parse(text: str) -> Reference:
     return Reference(found["domain"], found["path"], found["tag"] or "", digest or "")
 
 
+def registry_of(server: str) -> Reference:
+    """Something on the registry that `docker login` names (`host[:port]`, or a URL; empty: Docker Hub). Raises Invalid.
+
+    A host may have no dot here, where in an image's name it would be a user of Docker Hub: that one's password is not for Docker Hub.
+    """
+    host = (server.partition("://")[2] or server).partition("/")[0]
+    if host in ("", DEFAULT_DOMAIN, "index.docker.io", "registry-1.docker.io"):
+        return Reference(DEFAULT_DOMAIN, "login/login")
+    named = parse(f"{host}/login/login")
+    return Reference(host, "login/login") if named.domain == DEFAULT_DOMAIN else named
+
+
 def check_digest(digest: str) -> None:
     """Raises Invalid unless it is `sha256:` and 64 lower-case hex digits, or another registered algorithm in its own length."""
     algorithm, _, hexadecimal = digest.partition(":")
