@@ -150,16 +150,23 @@ def test_given_up_while_it_is_put_in_its_place(tmp_path: Path, after: bool) -> N
     asyncio.run(main())
 
 
-def test_a_removal_that_is_given_up_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_removal_that_is_given_up_goes_on(tmp_path: Path, busy: bool) -> None:
+    """Also one that waits for its turn."""
+
     async def main() -> None:
-        layers = Layers(tmp_path)
+        layers = Layers(tmp_path, parallel=1)
         for name in ("one", "two", "three"):
             await layers.put("", "", stream(packed(f"{name}/file")))
+        free = threading.Event()
+        if busy:
+            layers.executor.submit(free.wait)
         task = asyncio.ensure_future(layers.collect([]))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        free.set()
         layers.executor.shutdown()
         assert os.listdir(tmp_path / "layers") == []
 

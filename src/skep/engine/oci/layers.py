@@ -272,8 +272,8 @@ class Layers:
             # an earlier one of this name may still be on its way out
             self._removed += 1
             paths.append((self._layers / name).rename(self._layers / f"{name}.gone{self._removed}"))
-        # all in one step: it goes on when nobody waits for it any more
-        await asyncio.get_running_loop().run_in_executor(self.executor, _erase, *paths)
+        # all in one step: it goes on when nobody waits for it any more, and begins if it had not
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self.executor, _erase, *paths))
         return [f"sha256:{name}" for name in gone]
 
 
