@@ -19,6 +19,7 @@ from yarl import URL
 
 from skep.clock import MILLISECOND, SECOND, Clock
 from skep.engine.oci.auth import Challenge, Credentials, challenges
+from skep.engine.oci.lookup import Lookup
 from skep.engine.oci.manifest import ACCEPTED, MAX_MANIFEST, Descriptor, Manifest, decode, digest_of
 from skep.engine.oci.reference import Reference
 from skep.engine.oci.transport import ConnectionFailed, Endpoint, RegistryError, describe, endpoints, proxy_for
@@ -75,8 +76,9 @@ class Registry:
         """Header value by endpoint."""
 
     async def __aenter__(self) -> Registry:
+        connector, headers = aiohttp.TCPConnector(resolver=Lookup()), {"User-Agent": AGENT, "Accept-Encoding": "identity"}
         self._session = aiohttp.ClientSession(
-            auto_decompress=False, timeout=TIMEOUT, read_bufsize=1 << 20, headers={"User-Agent": AGENT, "Accept-Encoding": "identity"}
+            connector=connector, auto_decompress=False, timeout=TIMEOUT, read_bufsize=1 << 20, headers=headers
         )
         return self
 

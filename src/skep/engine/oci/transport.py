@@ -125,7 +125,7 @@ def describe(error: Exception, url: URL, method: str = "Get") -> str:
     if isinstance(error, TimeoutError):
         return shown + "net/http: request canceled (Client.Timeout exceeded while awaiting headers)"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return shown + f"dial tcp: lookup {url.host}: no such host"
+        return shown + f"dial tcp: lookup {url.host}: " + ("i/o timeout" if isinstance(error.os_error, TimeoutError) else "no such host")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return shown + f"tls: failed to verify certificate: x509: {certificate_reason(error.certificate_error)}"
     if isinstance(error, aiohttp.ClientConnectorSSLError):
