@@ -210,3 +210,42 @@ def test_the_choice_of_runtime_is_remembered() -> None:
         asyncio.run(main())
     finally:
         bench.clear()
+
+
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+def test_another_parent_of_cgroups_is_that_of_new_containers(runtime: str) -> None:
+    """What was started before stays where it is, is paused there, and leaves nothing there."""
+    bench = Bench(runtime)
+    parents = (bench.cgroup, f"{bench.cgroup}/other")
+
+    def groups(parent: str, id: str) -> list[Path]:
+        tops = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]
+        return [top for top in tops if os.path.isdir(f"{top}{parent}/{id}")]
+
+    async def main() -> None:
+        made = config("sleep", "1000")
+        engine = bench.engine()
+        await engine.start_up()
+        await engine.create(made)
+        await engine.start(made.id)
+        await engine.shut_down()
+        bench.cgroup = parents[1]
+        engine = bench.engine()
+        bench.cgroup = parents[0]
+        await engine.start_up()
+        try:
+            for parent in parents:
+                await engine.pause(made.id)
+                await engine.unpause(made.id)
+                assert groups(parent, made.id)
+                await engine.stop(made.id, signal="SIGKILL")
+                await engine.start(made.id)
+                assert not groups(parents[0], made.id)
+        finally:
+            await engine.destroy()
+        assert not groups(parents[1], made.id)
+
+    try:
+        asyncio.run(main())
+    finally:
+        bench.clear()

@@ -66,7 +66,10 @@ class Core:
         return [(entry.id, entry.running) for entry in self._entries.values() if entry.stored.config.image == image]
 
     def _groups(self, entry: Entry) -> Groups:
-        return Groups(spec.cgroup_path(entry.stored.config, self._cgroup_parent), self._host.cgroup2)
+        return Groups(self._cgroup(entry), self._host.cgroup2)
+
+    def _cgroup(self, entry: Entry) -> str:
+        return entry.cgroup or spec.cgroup_path(entry.stored.config, self._cgroup_parent)
 
     def subscribe(self) -> asyncio.Queue[tuple[str, str, Exit | None]]:
         queue: asyncio.Queue[tuple[str, str, Exit | None]] = asyncio.Queue()

@@ -89,7 +89,7 @@ class OciEngine(Control, Contents):
         self._unwritten = Unwritten(self._operations, self._folders, self._entries)
         for found in await self._loop.run_in_executor(self._operations.outside, find, self._folders, self._clock):
             entry = Entry(found.stored)
-            entry.made = True
+            entry.made, entry.cgroup = True, found.cgroup
             self._entries[entry.id] = entry
             self._names[found.stored.config.name] = entry.id
             if entry.running:
@@ -289,7 +289,8 @@ class OciEngine(Control, Contents):
 
         def delete() -> None:
             self._unwritten.write(entry)  # first of all: the exit code outlives a boot
-            cgroup, state = spec.cgroup_path(entry.stored.config, self._cgroup_parent), self._folders.state / entry.id
+            cgroup, state = self._cgroup(entry), self._folders.state / entry.id
+            entry.cgroup = ""
             # what the runtime's `delete` does where no process is left, without one of its own
             if not bundle.remove_cgroups(cgroup):
                 with suppress(SkepError, OSError):

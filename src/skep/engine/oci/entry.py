@@ -30,6 +30,8 @@ class Entry:
         """As the kernel says."""
         self.ready = False
         """The bundle is complete and the root file system mounted."""
+        self.cgroup = ""
+        """Where it was put before we were started, until it has ended; else it is where its configuration says."""
         self.viewers = 0
         """Who looks at its files and needs them mounted."""
         self.pidfd = -1

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -68,6 +69,8 @@ class Found(NamedTuple):
     """A start was under way and has been stopped, or an end was not yet dealt with: what the runtime has of it is to be deleted."""
     unwritten: OSError | None = None
     """What has become of it could not be written down: the disk is full."""
+    cgroup: str = ""
+    """Where the runtime has put what runs of it, or is left."""
 
 
 def find(folders: Folders, clock: Clock) -> list[Found]:
@@ -83,8 +86,8 @@ def find(folders: Folders, clock: Clock) -> list[Found]:
             continue
         bundle.forget_unfinished(folders, id)
         now = _as_it_is(folders, stored, boot, clock.now())
-        unfinished = False
-        if not (now.started_at and now.exit is None):
+        unfinished, running_on = False, bool(now.started_at and now.exit is None)
+        if not running_on:
             unfinished = _stop_start(folders, id, starting) or (folders.state / id).exists()
             bundle.unmount(folders, id)
         unwritten = None
@@ -93,10 +96,27 @@ def find(folders: Folders, clock: Clock) -> list[Found]:
                 bundle.append(folders, now)
             except OSError as error:
                 unwritten = error
-        found.append(Found(now, unfinished, unwritten))
+        cgroup = _cgroup(folders.bundle(id)) if running_on or unfinished else ""
+        found.append(Found(now, unfinished, unwritten, cgroup))
     _sweep(folders, {one.stored.config.id for one in found})
     found.sort(key=lambda one: one.stored.created_at)
     return found
+
+
+class _Linux(msgspec.Struct, frozen=True):
+    cgroups_path: str = msgspec.field(default="", name="cgroupsPath")
+
+
+class _Document(msgspec.Struct, frozen=True):
+    linux: _Linux = _Linux()
+
+
+def _cgroup(folder: Path) -> str:
+    """By its config.json: the parent that new ones get may be another one by now. Empty: not said."""
+    try:
+        return msgspec.json.decode((folder / "config.json").read_bytes(), type=_Document).linux.cgroups_path
+    except (OSError, msgspec.MsgspecError):
+        return ""
 
 
 def _sweep(folders: Folders, known: set[str]) -> None:
