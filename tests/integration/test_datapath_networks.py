@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -336,19 +337,65 @@ def test_a_node_whose_pins_are_lost_begins_anew(alone: tuple[Lab, Node]) -> None
     assert ask(it.client, node.address, 8080) == ("again", CLIENT)
 
 
-def test_a_vni_that_another_holds_is_named(alone: tuple[Lab, Node], monkeypatch: pytest.MonkeyPatch) -> None:
+TAKEN = (
+    "network net1 cannot be laid on this node: VXLAN id 4097 on UDP port 4789 is taken on this host by another program "
+    "(dockerd with a swarm, say): end what has it, or make the network again with another id"
+)
+
+
+def test_a_network_whose_vni_another_holds_fails_alone(
+    alone: tuple[Lab, Node], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from skep.datapath import kernel
 
     monkeypatch.setattr(kernel, "VNI_WAIT", 0.0)
     it, node = alone
     shell(node.path, "ip", "link", "add", "theirs", "type", "vxlan", "id", "4097", "dstport", "4789", "nolearning")
-    with pytest.raises(SkepError, match="^VXLAN id 4097 on port 4789 is taken on this host"):
+    for _ in range(3):
         apply_all(it, networks=NETWORKS)
-    shell(node.path, "ip", "link", "del", "theirs")
+        assert node.run(node.datapath.compare()) == [] and node.run(node.datapath.explain()) == []
+    assert [r.getMessage()[: len(TAKEN)] for r in caplog.records if r.levelname == "WARNING"] == [TAKEN], "said once"
+    assert [sentence[: len(TAKEN)] for sentence in node.run(node.datapath.refused())] == [TAKEN]
+    # everything else: the other networks, ports of this node
+    a = attach(node, "10.0.2.10", "net2")
+    attach(node, "10.0.2.11", "net2")
+    assert within(node.sandbox(a), lambda: ping("10.0.2.11"))
+    it.serve(node.sandbox(attach(node, "10.0.0.9")), 80, "published")
+    node.run(node.datapath.publish("10-0-0-9", "10.0.0.9", (HostPort(target=80, published=8088),)))
+    assert ask(it.client, node.address, 8088)[0] == "published"
+    # who asks for it is told why, and nothing of him is left
+    for _ in range(2):
+        with pytest.raises(SkepError, match="^" + re.escape(TAKEN)):
+            attach(node, "10.0.1.10", "net1")
+    with pytest.raises(SkepError, match="^" + re.escape(TAKEN)):
+        node.run(node.datapath.connect(a, Place(network_id="net1", address="10.0.1.10/24")))
+    assert node.run(node.datapath.sandboxes()) == ["10-0-0-9", "10-0-2-10", "10-0-2-11"]
+    # another start finds the same
+    node.run(node.datapath.shut_down())
+    node.datapath = node.new_datapath()
+    node.run(node.datapath.start_up())
     apply_all(it, networks=NETWORKS)
+    assert ask(it.client, node.address, 8088)[0] == "published" and len(node.run(node.datapath.refused())) == 1
+    shell(node.path, "ip", "link", "del", "theirs")
+    assert node.run(node.datapath.compare()) == [] == node.run(node.datapath.refused())
     attach(node, "10.0.1.10", "net1")
     attach(node, "10.0.1.11", "net1")
     assert within(node.sandbox("10-0-1-10"), lambda: ping("10.0.1.11"))
+    assert "vx4097" in shell(node.run_root / "router", "ip", "-o", "link")
+
+
+def test_a_udp_port_that_another_program_has_leaves_the_node_s_own_ports(alone: tuple[Lab, Node]) -> None:
+    it, node = alone
+    sandbox = attach(node, "10.0.0.9")
+    it.serve(node.sandbox(sandbox), 80, "published")
+    apply_all(it, networks=[])
+    with within(node.path, lambda: bound(4789, "udp")):
+        apply_all(it)
+        node.run(node.datapath.publish(sandbox, "10.0.0.9", (HostPort(target=80, published=8088),)))
+        assert "UDP port 4789 is taken on this host" in node.run(node.datapath.refused())[0]
+        assert ask(node.path, node.address, 8088)[0] == "published"
+    assert node.run(node.datapath.compare()) == [] == node.run(node.datapath.refused())
+    assert node.run(node.datapath.explain()) == []
 
 
 def test_a_forward_chain_that_drops_is_passed_by_aside() -> None:

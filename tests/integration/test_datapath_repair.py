@@ -14,7 +14,6 @@ import pytest
 from netlab import Lab, Node, Server, apply_all, ask, ask_udp, attach, connect, endpoint, lab, line, network, ping, service, within
 
 from skep.datapath import netns
-from skep.errors import SkepError
 from skep.model.assignment import DiscoveryItem, EndpointItem
 
 pytestmark = pytest.mark.root
@@ -312,15 +311,18 @@ def test_what_is_found_before_the_first_snapshot_leaves_the_cluster_s_part_alone
     works(pair)
 
 
-def test_a_fault_that_cannot_be_mended_is_an_error_until_it_can(pair: Lab) -> None:
+def test_a_device_that_cannot_be_made_again_is_refused_until_it_can(pair: Lab) -> None:
     """Somebody else has taken the VXLAN id; when it is free again all is mended."""
     node = pair.nodes[0]
     inside(node, "ip", "link", "del", "vx4097")
     outside(node, "ip", "link", "add", "mine", "type", "vxlan", "id", "4097", "dstport", "4789", "local", node.address)
-    with pytest.raises(SkepError, match="VXLAN id 4097 on port 4789 is taken"):
-        compare(node)
+    compare(node)
+    assert compare(node) == []
+    assert "VXLAN id 4097 on UDP port 4789 is taken" in node.run(node.datapath.refused())[0]
+    assert ask(pair.client, node.address, 8080)
     outside(node, "ip", "link", "del", "mine")
-    assert compare(node)
+    compare(node)
+    assert node.run(node.datapath.refused()) == [] == compare(node)
     works(pair)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import msgspec
 import pytest
 
 from skep.clock import SECOND
@@ -221,3 +222,13 @@ def test_the_same_item_has_the_same_fingerprint_after_the_wire() -> None:
     other = NetworkItem(network=Network(id="n", spec=NetworkSpec(name="x", labels=dict(shuffled))))
     assert fingerprint(item) == fingerprint(other) == fingerprint(msgspec.msgpack.decode(msgspec.msgpack.encode(other), type=Item))
     assert fingerprint(item) != fingerprint(NetworkItem(network=Network(id="n", spec=NetworkSpec(name="y", labels=labels))))
+
+
+def test_a_network_that_a_node_cannot_lay_is_said_and_never_called_mended() -> None:
+    store = cluster()
+    said = "network web cannot be laid on this node: VXLAN id 4097 is taken"
+    for repaired in (False, True):
+        whole = reports(store)
+        whole["a"] = msgspec.structs.replace(whole["a"], refused=(said,), repaired=repaired)
+        (found,) = diagnose(store, whole)
+        assert (found.text, found.kind, found.mended) == (said, "kernel", False)

@@ -43,6 +43,8 @@ class Kernel(Protocol):
 
     async def compare(self) -> list[str]: ...
 
+    async def refused(self) -> list[str]: ...
+
 
 class Names(Protocol):
     """`ResolverNames`."""
@@ -85,6 +87,7 @@ async def examine(kernel: Kernel, names: Names, networks: Collection[str], repai
         if standing.snapshot is None:
             return NodeReport(error="it has heard nothing of the cluster's network since it was started")
         said = await (kernel.compare() if repair else kernel.explain())
+        refused = await kernel.refused()
         wrong = await _names(kernel, names, repair)
         reached, skipped = await _reach(kernel, networks)
         snapshot = (await kernel.standing()).snapshot or standing.snapshot
@@ -94,6 +97,7 @@ async def examine(kernel: Kernel, names: Names, networks: Collection[str], repai
         version=snapshot.version,
         items={item.key: fingerprint(item) for table in _tables_of(snapshot) for item in table.values()},
         kernel=tuple(said[:SENTENCES]),
+        refused=tuple(refused[:SENTENCES]),
         names=tuple(wrong[:SENTENCES]),
         repaired=repair,
         reached=tuple(reached),

@@ -19,6 +19,10 @@ VNI_WAIT = 5.0
 """Seconds."""
 
 
+class _Taken(Exception):
+    """By somebody else on this host; says what, and on whose part."""
+
+
 class Kernel:
     """Carries out changes in one router. After an error the kernel holds a part of the change: read back before the next."""
 
@@ -27,6 +31,8 @@ class Kernel:
         self._indexes: dict[str, int] = {}
         self.overlays: frozenset[int] = frozenset()
         """Indexes of the VXLAN devices, when last read back."""
+        self.taken: dict[str, str] = {}
+        """By its name: why a device could not be made; what hangs on it is left out (`attained`)."""
 
     def index(self, link: str) -> int:
         found = self._indexes.get(link) or self._router.net.index(link)
@@ -43,10 +49,12 @@ class Kernel:
     def apply(self, change: Change) -> None:
         router = self._router
         self._delete_links(v.link for v in change.replace)
+        until = time.monotonic() + VNI_WAIT
         for fact in change.add:
             if isinstance(fact, Vxlan):
-                self._add_vxlan(fact)
-        router.net.send([self._message(f) for f in change.add if not isinstance(f, Vxlan | HostRoute)])
+                self._try_vxlan(fact, until)
+        coming = [f for f in change.add if not isinstance(f, Vxlan | HostRoute)]
+        router.net.send([self._message(f) for f in coming if not self._hangs(f)])
         router.host.send([self._host_route(f) for f in change.add if isinstance(f, HostRoute)])
         if change.router:
             router.net_rules.run(change.router)
@@ -73,27 +81,57 @@ class Kernel:
         delete_links(self._router.net, links)
         self.forget_links(links)
 
-    def _add_vxlan(self, v: Vxlan) -> None:
+    def attained(self, wanted: Wanted) -> Wanted:
+        """Without what hangs on devices that could not be made: to be tried again, as it is not there."""
+        if not self.taken:
+            return wanted
+        return Wanted(frozenset(f for f in wanted.facts if not self._hangs(f)), wanted.present, wanted.datagrams)
+
+    def forget_taken(self, wanted: Wanted) -> None:
+        """But for devices that are still wanted."""
+        if self.taken:
+            links = {f.link for f in wanted.facts if isinstance(f, Vxlan)}
+            self.taken = {link: why for link, why in self.taken.items() if link in links}
+
+    def _hangs(self, fact: Fact) -> bool:
+        return isinstance(fact, Vxlan | Address | Neighbour | Forwarding | Route) and fact.link in self.taken
+
+    def _try_vxlan(self, v: Vxlan, until: float) -> None:
+        """One whose id or port another program has is no reason to do nothing else; it is waited for once."""
+        try:
+            self._add_vxlan(v, 0.0 if v.link in self.taken else until)
+        except _Taken as e:
+            self.taken[v.link] = str(e)
+        else:
+            self.taken.pop(v.link, None)
+
+    def _add_vxlan(self, v: Vxlan, until: float) -> None:
         """Asked for from the host's namespace, so that its UDP socket is there."""
         message = netlink.new_vxlan(
             v.link, vni=v.vni, port=v.port, local=v.local, address=v.mac, mtu=v.mtu, group=v.group, namespace=self._router.fd
         )
-        self._send_when_free(message, v)
+        self._send_when_free(message, v, until)
         with netns.entered(self._router.fd):
             netns.set_sysctls({f"net/ipv4/conf/{v.link}/{k}": x for k, x in NOT_FOR_CONTAINERS.items()})
-        self._router.net.send([netlink.set_link(self.index(v.link), f"{v.link} up", up=True)])
+        try:
+            self._router.net.send([netlink.set_link(self.index(v.link), f"{v.link} up", up=True)])
+        except netlink.NetlinkError as e:
+            self._delete_links([v.link])
+            if e.errno != errno.EADDRINUSE:
+                raise
+            raise _Taken(f"UDP port {v.port} is taken on this host by another program") from None
 
-    def _send_when_free(self, message: netlink.Message, v: Vxlan) -> None:
+    def _send_when_free(self, message: netlink.Message, v: Vxlan, until: float) -> None:
         """A router that was lost, with its pin, takes a while to go, and its devices keep their VNI until then."""
-        end = time.monotonic() + VNI_WAIT
         while True:
             try:
                 return self._router.host.send([message])
             except netlink.NetlinkError as e:
-                if e.errno != errno.EEXIST:
+                if e.errno != errno.EEXIST or self._router.net.index(v.link):
+                    # a device of this name in the router: what is there is not what we think, and is read back
                     raise
-            if time.monotonic() > end:
-                raise SkepError(f"VXLAN id {v.vni} on port {v.port} is taken on this host, by another cluster or another program")
+            if time.monotonic() > until:
+                raise _Taken(f"VXLAN id {v.vni} on UDP port {v.port} is taken on this host by another program (dockerd with a swarm, say)")
             time.sleep(0.05)
 
     def _message(self, fact: Fact, *, delete: bool = False) -> netlink.Message:

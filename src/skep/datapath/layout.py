@@ -20,7 +20,9 @@ from skep.datapath.desired import OVERHEAD, Here, LocalPlace, LocalPort, Memo, W
 from skep.datapath.diff import diff
 from skep.datapath.facts import KEPT, Group
 from skep.datapath.inspection import Faults, Inspection
+from skep.datapath.kept import read_local, write_local
 from skep.datapath.kernel import Kernel
+from skep.datapath.refusals import Refusals
 from skep.datapath.router import Router
 from skep.datapath.sandbox import Net, Record, Sandboxes
 from skep.errors import Conflict, Invalid, NotFound, SkepError
@@ -45,6 +47,7 @@ class Layout:
         self._local = LocalState()
         self._local_file, self._member_file = run_root / "local.json", run_root / "member"
         self._memo = Memo()
+        self._refusals = Refusals()
         self._applied = Wanted()
         self._dead: set[str] = set()
         """Addresses we have declared dead since the last comparison; the kernel may have let them go since."""
@@ -61,7 +64,7 @@ class Layout:
             self._router.open()
             self._inspection.open()
         self._mtu = self._router.underlay_mtu(self._address)
-        self._local = _read_local(self._local_file)
+        self._local = read_local(self._local_file)
         self._member = self._member_file.exists()
         self._sandboxes.load()
         self._snapshot, self._trusted, self._applied = None, False, Wanted()
@@ -121,16 +124,19 @@ class Layout:
         return Wanted(wanted.facts | facts, wanted.present, wanted.datagrams | datagrams)
 
     def _settle(self) -> None:
-        """Bring the kernel to what is wanted now."""
+        """Bring the kernel to what is wanted now; networks that it refuses are left out, and tried again the next time."""
+        wanted = self._wanted()
+        self._kernel.forget_taken(wanted)
         if self._undecided or self._trusted:
             try:
                 # while what the cluster wants is not known, only what this node wants by itself is put there (again)
-                self._change(self._wanted())
+                self._change(wanted)
             except SkepError as error:
                 log.warning("what was applied is not what is there (%s): comparing everything", error)
             else:
+                self._refusals.look(self._snapshot, self._kernel.taken)
                 return
-        self._look(self._wanted(), None, mend=True)
+        self._look(wanted, None, mend=True)
 
     @property
     def _undecided(self) -> bool:
@@ -159,9 +165,7 @@ class Layout:
         if state.networks == self._local.networks and self._trusted:
             # names are the resolver's
             return
-        temporary = self._local_file.with_suffix(".new")
-        temporary.write_bytes(msgspec.json.encode(LocalState(networks=state.networks)))
-        temporary.replace(self._local_file)
+        write_local(self._local_file, state)
         gone = [n for n in self._local.networks.values() if n.id not in state.networks]
         self._local = state
         self._regroup()
@@ -181,10 +185,12 @@ class Layout:
         if mend:
             self._look_at_underlay()
         self._inspection.begin()
+        if mend and self._trusted and self._kernel.taken:
+            self._settle()
         if self._trusted and self._inspection.settled:
             return []
         wanted = self._wanted()
-        if mend and self._trusted and wanted != self._applied:
+        if mend and self._trusted and self._kernel.attained(wanted) != self._applied:
             # what the node itself is like has changed, as its addresses: no fault of anybody's
             self._settle()
         said = self._look(wanted, self._applied if self._trusted else None, mend=mend)
@@ -216,13 +222,13 @@ class Layout:
         found, dead = inspection.found(wanted, applied)
         if self._undecided:
             found = repair.in_the_way(found, wanted)
-        said = _said(faults, found, wanted, "was" if mend else "is")
         if mend:
             self._dead = (dead | self._dead | found.present) - wanted.present
             self._kernel.apply(diff(found, wanted, self._router.table, dead=dead | self._dead))
-            self._applied, self._trusted = wanted, not self._undecided
+            self._applied, self._trusted = self._kernel.attained(wanted), not self._undecided
+            self._refusals.look(self._snapshot, self._kernel.taken)
             inspection.end()
-        return said
+        return _said(faults, found, self._kernel.attained(wanted), "was" if mend else "is")
 
     def _change(self, wanted: Wanted) -> None:
         change = diff(self._applied, wanted, self._router.table, dead=self._dead)
@@ -232,7 +238,7 @@ class Layout:
             self._trusted = trusted
         self._dead = self._dead | self._applied.present - wanted.present
         self._dead -= wanted.present
-        self._applied = wanted
+        self._applied = self._kernel.attained(wanted)
 
     def _regroup(self) -> None:
         """Keep in the records which group each place is in: a restart must not take a container off its network."""
@@ -312,7 +318,11 @@ class Layout:
         self._kernel.forget_links(p.link for p in places)
 
     def _checked(self, place: Place, nets: Mapping[str, Net]) -> Place:
-        """With its network's gateway where none is given. Raises Conflict when somebody has its address."""
+        """With its network's gateway where none is given. Raises where its network cannot be laid here or somebody has its address."""
+        if self._refusals.why(place.network_id):
+            self._settle()
+        if why := self._refusals.why(place.network_id):
+            raise SkepError(why)
         address = place.address.partition("/")[0]
         holder = next((r.id for r in self._sandboxes.records.values() if address in {p.address for p in r.places}), "")
         if holder:
@@ -380,17 +390,6 @@ def checked_address(address: str) -> str:
     if address and not is_ipv4(address):
         raise Invalid(f"data path address {address}: IPv6 is not supported by this data path yet")
     return address
-
-
-def _read_local(file: Path) -> LocalState:
-    """As it was applied last; it is told anew soon after each start."""
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=LocalState)
-    except FileNotFoundError:
-        pass
-    except msgspec.MsgspecError as error:
-        log.warning("%s is left aside: %s", file, error)
-    return LocalState()
 
 
 def _said(faults: Faults, found: Wanted, wanted: Wanted, was: str) -> list[str]:

@@ -100,6 +100,10 @@ class KernelDatapath(Layout):
         """What `compare` would mend now, a sentence each; nothing is changed."""
         return await self._run(lambda: self._compare(mend=False))
 
+    async def refused(self) -> list[str]:
+        """A sentence for each network that this node cannot lay."""
+        return await self._run(self._refusals.sentences)
+
     async def standing(self) -> Standing:
         """What was applied last, and from where it can be tried out."""
         return await self._run(self._standing)

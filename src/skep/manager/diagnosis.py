@@ -116,6 +116,7 @@ def _alone(cluster: Cluster, id: str, report: NodeReport, chosen: frozenset[str]
         )
         for text in report.kernel
     ]
+    out += [Problem(node=host, kind="kernel", text=text) for text in report.refused]
     out += [
         Problem(
             node=host,

@@ -54,6 +54,8 @@ class NodeReport(Record, frozen=True, kw_only=True):
     """A sentence for each thing in the kernel that differs from the snapshot."""
     names: tuple[str, ...] = ()
     """Likewise of names."""
+    refused: tuple[str, ...] = ()
+    """A sentence for each network that the node cannot lay, with what to do about it."""
     repaired: bool = False
     """What differed was mended."""
     reached: tuple[Reached, ...] = ()
