@@ -174,6 +174,8 @@ def test_what_cannot_be_unpacked_is_refused() -> None:
             await engine.write_archive(id, "/home", sent(b"no archive at all" * 1000))
         with pytest.raises(Invalid, match="the archive cannot be read"):
             await engine.write_archive(id, "/home", sent(pack(("x", b"x" * 5000))[:3000]))
+        with pytest.raises(Invalid, match="nested too deeply"):
+            await engine.write_archive(id, "/home", sent(pack(("/".join("d" * 1500), b"x"))))
         with pytest.raises(Invalid, match="invalid hardlink"):
             await engine.write_archive(id, "/home", sent(pack(("x", b""), type=tarfile.LNKTYPE, linkname="../../etc/passwd")))
         with pytest.raises(Invalid, match='cannot overwrite directory "/etc" with non-directory "etc"'):
@@ -408,6 +410,8 @@ def test_a_container_that_nests_folders_without_end_is_measured_and_removed() ->
             assert (await engine.size(made.id))[0] == 6
             with pytest.raises(SkepError, match="nested too deeply"):
                 await engine.changes(made.id)
+            with pytest.raises(Invalid, match="nested too deeply"):
+                await engine.write_archive(made.id, "/", sent(pack(("d", b"a file"))))
             await engine.remove(made.id)
             assert engine.get(made.id) is None and not (bench.data / "containers" / made.id).exists()
         finally:

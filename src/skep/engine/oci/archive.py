@@ -151,6 +151,8 @@ class Unpacking:
                 pass
         except (tarfile.TarError, BadStream, ValueError) as error:
             raise Invalid(f"the archive cannot be read: {error}") from None
+        except RecursionError:
+            raise Invalid("folders are nested too deeply: those of the archive, or those that it would replace") from None
         except OSError as error:
             if error.errno == errno.EROFS:
                 raise Forbidden("container rootfs or volume is marked read-only") from None
