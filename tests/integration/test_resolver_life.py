@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import dnslib
 import pytest
 from names_world import BASE, NamesWorld, found, local, named, names_world, snapshot, task, until
 from netlab import within
 
-from skep.datapath import netns, nft, orders
+from skep.datapath import netns, nft, orders, sockets
 from skep.datapath.base import Resolving, Sandbox
+from skep.datapath.resolver_process import Line, readable
+from skep.datapath.resolving import ResolverNames
 from skep.errors import SkepError
 
 pytestmark = pytest.mark.root
@@ -75,6 +79,42 @@ def test_killed_it_is_back_within_a_second_and_serves_everybody(world: NamesWorl
     assert found(both, "3.web") == ["10.0.1.13"] and found(both, "db") == ["172.20.0.3"] and found(box, "web") == ["10.0.1.2"]
     assert world.loop.run(world.names.compare()) == ["the resolver has died: another was started"]
     assert world.loop.run(world.names.compare()) == []
+
+
+class Slow(ResolverNames):
+    """Asks in a container before it tells a new process anything."""
+
+    box = Path()
+    patience = 0.3
+    early: list[str]
+
+    def _tell(self, line: Line, hello: orders.Done) -> None:
+        data = dnslib.DNSRecord.question("3.web").pack()
+        with sockets.inside(str(self.box), socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.connect(("127.0.0.11", 53))
+            s.send(data)
+            answered = readable(s.fileno(), self.patience)
+            super()._tell(line, hello)
+            s.settimeout(5)
+            self.early = [str(answered), *sorted(str(rr.rdata) for rr in dnslib.DNSRecord.parse(s.recv(512)).rr)]
+
+
+@pytest.mark.parametrize(("patience", "early"), [(0.3, ["False", "10.0.1.13"]), (6.0, ["True"])], ids=["told", "not told"])
+def test_killed_before_it_saved_it_answers_when_it_has_been_told_again(
+    world: NamesWorld, box: Path, patience: float, early: list[str]
+) -> None:
+    """What its files do not have yet is not denied meanwhile; one whom nobody tells anything answers from its files all the same."""
+    until(lambda: (world.names.folder / "state").exists())
+    world.loop.run(world.names.shut_down())
+    names = world.names = Slow(world.names.folder.parent, resolvers=world.resolvers)
+    names.box, names.patience, names.early = box, patience, []
+    world.loop.run(names.start_up())
+    names.early = []
+    world.loop.run(names.apply(snapshot(*BASE, task("web", 3, 1, "10.0.1.13"))))
+    os.kill(world.pid, signal.SIGKILL)
+    until(lambda: bool(names.early))
+    assert names.early == early
+    assert found(box, "3.web") == ["10.0.1.13"]
 
 
 def _heard(path: Path) -> bool:

@@ -1,8 +1,10 @@
-"""The node's resolver, a process of its own: `python -m skep.datapath.resolver FOLDER [--resolvers FILE] [--ready FD]`.
+"""The node's resolver, a process of its own: `python -m skep.datapath.resolver FOLDER [--resolvers FILE] [--ready FD] [--hold]`.
 
 It answers at 127.0.0.11 in every container of the node, from what it was told last, whether or not skepd runs. Orders come by a socket in
 the folder (skep.datapath.orders) and are answered when they are carried out. What it was told is kept beside the socket, in files that
 are whole at any moment, so that another process begins where this one was killed: containers at once, the cluster's names after SAVE.
+
+`--hold`: its starter is about to tell it what the files may not have: until then, but not for long, questions wait.
 
 SIGTERM: another one has taken over; end when those who have asked are answered. See docs/discovery.md.
 """
@@ -36,6 +38,8 @@ SAVE = 1.0
 """Seconds from a change of the cluster's names to the file. It counts only when skepd is away too: it tells a new one everything."""
 AT_ONCE = 32
 """Containers asked at a time in a check."""
+HOLD = 2.0
+"""Seconds for which one that follows another waits to be told what that one may not have had on file yet."""
 LINGER, LAST_ANSWERS = 0.3, 5.0
 """Seconds: for which one that is replaced still listens, and then waits for other servers."""
 T = TypeVar("T")
@@ -55,8 +59,10 @@ class Resolver:
 
     # -- what is kept
 
-    def load(self) -> None:
-        """From the files. What cannot be read is as if it were not there: skepd tells everything again when it finds us."""
+    def load(self, hold: bool = False) -> None:
+        """From the files. What cannot be read is as if it were not there: skepd tells everything again when it finds us. `hold`: answer
+        nobody until it has, for HOLD at most."""
+        self._world.holding = hold
         (self._folder / orders.SANDBOXES).mkdir(exist_ok=True)
         state = _read(self._folder / orders.STATE, orders.State)
         if state is not None:
@@ -75,6 +81,15 @@ class Resolver:
                 self._places[spec.id] = Place(self._world, spec)
             except (OSError, SkepError) as e:
                 log.warning("%s: %s", spec.id, e)
+        if hold:
+            asyncio.get_running_loop().call_later(HOLD, self._answer)
+
+    def _answer(self) -> None:
+        """Those who wait since `load`, and all others from now on."""
+        if self._world.holding:
+            self._world.holding = False
+            for place in self._places.values():
+                place.listen()
 
     def _save_soon(self) -> None:
         if self._saving is None:
@@ -124,6 +139,7 @@ class Resolver:
             self._told(facts.change(order.put, order.drop, whole=order.whole))
             self._version = order.version
             self._save_soon()
+            self._answer()
         elif isinstance(order, orders.Local):
             self._told(facts.change_local(order.state))
             _write(self._folder / orders.LOCAL, order.state)
@@ -253,11 +269,11 @@ async def _listening(folder: Path, heard: Callable[[asyncio.StreamReader, asynci
     return server
 
 
-async def run(folder: Path, resolvers: Path, build: str, ready: int) -> None:
+async def run(folder: Path, resolvers: Path, build: str, ready: int, hold: bool = False) -> None:
     async with asyncio.TaskGroup() as group:
         resolver = Resolver(folder, World(Upstream(resolvers), group), build)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, resolver.replaced)
-        resolver.load()
+        resolver.load(hold)
         gc.collect()
         gc.freeze()
         gc.set_threshold(50000, 50, 1000)
@@ -276,11 +292,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--resolvers", type=Path, default=Path("/etc/resolv.conf"))
     parser.add_argument("--build", default="")
     parser.add_argument("--ready", type=int, default=-1)
+    parser.add_argument("--hold", action="store_true")
     asked: Any = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    asyncio.run(run(asked.folder, asked.resolvers, asked.build or orders.identity(), asked.ready))
+    asyncio.run(run(asked.folder, asked.resolvers, asked.build or orders.identity(), asked.ready, asked.hold))
 
 
 if __name__ == "__main__":

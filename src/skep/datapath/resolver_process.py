@@ -95,11 +95,13 @@ def connected(folder: Path, patience: float) -> Line | None:
         return None
 
 
-def started(folder: Path, resolvers: Path, build: str, patience: float) -> tuple[Line, orders.Done]:
-    """A new process, ready: it serves what its files say. Raises SkepError."""
+def started(folder: Path, resolvers: Path, build: str, patience: float, *, hold: bool = False) -> tuple[Line, orders.Done]:
+    """A new process, ready: it serves what its files say; `hold`: once it is told of the cluster. Raises SkepError."""
     heard, ready = os.pipe()
     try:
-        pid = _spawned([str(folder), "--resolvers", str(resolvers), "--build", build], folder / orders.LOG, ready)
+        pid = _spawned(
+            [str(folder), "--resolvers", str(resolvers), "--build", build, *(["--hold"] if hold else [])], folder / orders.LOG, ready
+        )
         os.close(ready)
         ready = -1
         word = os.read(heard, 1) if readable(heard, START_PATIENCE) else b""

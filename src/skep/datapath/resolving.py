@@ -205,7 +205,7 @@ class ResolverNames:
             old = line
             self._begun = time.monotonic()
             try:
-                line, hello = started(self.folder, self._resolvers, self._build, self._patience)
+                line, hello = started(self.folder, self._resolvers, self._build, self._patience, hold=self._told is not None)
             finally:
                 if old is not None:
                     log.info("the resolver is of another build (%s): replaced", hello.identity)

@@ -45,6 +45,8 @@ class World:
         self.upstream = upstream
         self.group = group
         self.waiting = 0
+        self.holding = False
+        """What is known may be older than what skepd is about to tell: questions wait in the sockets, nobody is answered yet."""
         self.sign = f"{os.urandom(8).hex()}.check.skep"
         """A name that only this process answers: who hears it knows whom he asked."""
 
@@ -60,7 +62,7 @@ class Place:
         self._sockets = Sockets(spec.path)
         self.spec = spec
         self.view: View = view_of(spec.networks, spec.resolving, self._sockets.addresses)
-        self._listen()
+        self.listen()
 
     @property
     def alive(self) -> bool:
@@ -70,7 +72,9 @@ class Place:
         except OSError:
             return False
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
+        if self._world.holding:
+            return
         loop = asyncio.get_running_loop()
         loop.add_reader(self._sockets.udp, self._hear)
         loop.add_reader(self._sockets.tcp, self._accept)
@@ -97,7 +101,7 @@ class Place:
         new = Sockets(self.spec.path)
         self._close_sockets()
         self._sockets = new
-        self._listen()
+        self.listen()
 
     def _close_sockets(self) -> None:
         loop = asyncio.get_running_loop()
