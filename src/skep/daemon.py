@@ -48,6 +48,7 @@ from skep.node.health import Health
 from skep.node.imagegc import ImageGarbage, Marks
 from skep.node.networks import Networks
 from skep.node.plain import Plain
+from skep.node.plain_adopt import is_on
 from skep.node.tasks import TaskRuntime
 from skep.node.volumes import Volumes
 from skep.plan.allocate.networks import subnets_in_use
@@ -110,6 +111,7 @@ class Node:
             self.engine, self.network, self.networks, self.volumes, self.clock, self.rng, self.facts, self.attachments
         )
         self.containers.tell = self.node_events.tell
+        self.cluster_attachments.claimed = partial(is_on, self.engine)
         self._tasks: TaskRuntime | None = None
         self.host = HostInfo(
             self.engine,

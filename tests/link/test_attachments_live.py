@@ -191,6 +191,27 @@ def test_places_survive_the_daemon_and_the_manager(tmp_path: Path) -> None:
     run(tmp_path, body)
 
 
+def test_a_place_that_the_daemon_was_killed_over_ends_though_its_container_runs(tmp_path: Path) -> None:
+    async def body(manager: Manager, host: Host, group: asyncio.TaskGroup) -> None:
+        async with deciding(manager):
+            host.start(group)
+            await host.runs(A)
+            await host.runs(B)
+            await until(lambda: places(manager) == [S.RUNNING, S.RUNNING])
+            await host.stop()
+            host.attachments = ClusterAttachments(random.Random(5))
+            host.attachments.when_lost(lambda container, network: host.lost.append((container, network)))
+            host.attachments.claimed = lambda container, network: (container, network) == (A, "net")
+            host.start(group)
+            await until(lambda: places(manager) == [S.RUNNING])
+            assert host.lost == [(B, "net")], "its interface goes"
+            await host.runs(B)
+            await until(lambda: places(manager) == [S.RUNNING, S.RUNNING])
+            assert host.lost == [(B, "net")]
+
+    run(tmp_path, body)
+
+
 def test_a_place_is_given_back_that_ended_while_no_manager_was_there(tmp_path: Path) -> None:
     async def body(manager: Manager, host: Host, group: asyncio.TaskGroup) -> None:
         async with deciding(manager):

@@ -10,8 +10,11 @@ from test_plain import World, play
 
 from skep.datapath.base import Place
 from skep.errors import SkepError
-from skep.node.plain_config import EndpointSettings
-from skep.testing.fake_networks import FakeNetworks
+from skep.model.network import Network
+from skep.model.spec import IPAMConfig, NetworkSpec
+from skep.node.plain_adopt import is_on
+from skep.node.plain_config import EndpointSettings, extra_of
+from skep.testing.fake_networks import FakeAttachments, FakeNetworks
 
 PUBLISHED = {"80/tcp": [{"HostPort": "8080"}]}
 
@@ -49,6 +52,40 @@ def test_a_change_of_networks_that_was_cut_short_counts_as_not_done(tmp_path: Pa
         await w.plain.disconnect(one, id)
         await w.plain.disconnect(two, id)
         assert not w.datapath.places[id] and not w.networks.endpoints_of(id)
+
+    play(tmp_path, story)
+
+
+@pytest.mark.parametrize("cut", ["nowhere", "disconnected", "given back", "left while it was asked for"])
+def test_a_cluster_network_is_left_in_full_or_not_at_all(tmp_path: Path, cut: str) -> None:
+    async def story(w: World) -> None:
+        cluster = FakeAttachments()
+        ipam = (IPAMConfig(subnet="10.7.0.0/24", gateway="10.7.0.1"),)
+        cluster.known.append(Network(id="net", spec=NetworkSpec(name="over", attachable=True), ipam=ipam))
+        w.plain.places.attachments = cluster
+        await cluster.attach("net", "f" * 64)
+        id = await w.run(HostConfig={"NetworkMode": "over"})
+        record = w.record(id)
+        assert (is_on(w.engine, id, "net"), is_on(w.engine, id, "other"), is_on(w.engine, "none", "net")) == (True, False, False)
+        if cut != "nowhere":
+            await w.datapath.disconnect(id, "net")
+        if cut == "given back":
+            await cluster.detach(id, "net")
+            await cluster.detach("f" * 64)  # a lower address is free now
+        await start_anew(w)
+        w.plain.places.attachments = cluster
+        if cut == "left while it was asked for":
+            await cluster.detach(id, "net")
+            await w.engine.amend(id, extra=extra_of(msgspec.structs.replace(record, joined=())))
+        container = w.engine.get(id)
+        assert container is not None
+        await w.plain.places.adopt_attached(container, record, w.clock, w.plain._lock)
+        if cut == "left while it was asked for":
+            assert (w.datapath.places[id], is_on(w.engine, id, "net")) == ((), False)
+            assert (id, "net") not in cluster.places
+        else:
+            assert [(place.network_id, place.address) for place in w.datapath.places[id]] == [("net", "10.7.0.201/24")]
+            assert cluster.places[id, "net"] == "10.7.0.201/24"
 
     play(tmp_path, story)
 

@@ -103,6 +103,8 @@ class ClusterAttachments:
         self._bound = asyncio.Event()
         self.is_member: Callable[[], bool] = lambda: False
         """This node is a member of a cluster, so there will be an agent soon if there is none."""
+        self.claimed: Callable[[str, str], bool] = lambda container_id, network_id: True
+        """A container's own record has a place on this network."""
         self.patience = ANSWER_SECONDS
         """How long a manager's answer is waited for."""
         self._places: dict[str, _Place] = {}
@@ -254,10 +256,13 @@ class ClusterAttachments:
                 self._remove(item.task.id)
 
     async def _wait(self, place: _Place) -> None:
-        """Until the container leaves; at once when there is none."""
+        """Until the container leaves; at once when there is none, or when the daemon was killed before it was said to be on the network."""
         if not (place.wanted or place.leave.is_set() or place.container_id in self._asking):
             if self._agent is None or place.container_id not in await self._agent.sandboxes():
                 place.leave.set()
+            elif not self.claimed(place.container_id, place.network_id):
+                place.leave.set()
+                self._tell_lost(place)
             place.wanted = not place.leave.is_set()
         place.ready.set()
         await place.leave.wait()
@@ -270,8 +275,11 @@ class ClusterAttachments:
         place.over.set()
         if place.wanted:
             log.warning("a container lost its place on a network of the cluster", extra={"container": place.container_id})
-            for call in self._lost:
-                call(place.container_id, place.network_id)
+            self._tell_lost(place)
+
+    def _tell_lost(self, place: _Place) -> None:
+        for call in self._lost:
+            call(place.container_id, place.network_id)
 
     def _known(self, item: TaskItem) -> _Place:
         spec = item.task.spec.network_attachment_spec

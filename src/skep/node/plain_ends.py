@@ -153,7 +153,7 @@ class Ends:
         id = container.config.id
         if container.running:
             self._begin_checks(container, record, record.health)
-            self._spawn(self.places.adopt_attached(container, record, self._clock), id)
+            self._spawn(self.places.adopt_attached(container, record, self._clock, self._lock), id)
         elif id in self._due:
             self._restart_later(id, self._due[id])
         elif record.host.auto_remove and container.exit is not None:

@@ -19,7 +19,7 @@ from skep.errors import Conflict, Forbidden, Invalid, NotFound, SkepError, Unava
 from skep.ids import Random, endpoint_id, new_hex
 from skep.node.base import Attachments, LocalNetworks, is_task_sandbox
 from skep.node.container import SANDBOX_SYSCTLS, NodeFacts
-from skep.node.plain_adopt import adopt
+from skep.node.plain_adopt import Lock, adopt, adopt_attached
 from skep.node.plain_check import container_of
 from skep.node.plain_config import EndpointSettings, Joined, Record, blank, record_of
 from skep.node.plain_files import (
@@ -320,7 +320,7 @@ class Places:
         resolving = partial(self._resolving, container, record, record.joined)
         return await adopt(container, record, self._networks, self._datapath, resolving, self._published_at(record))
 
-    async def adopt_attached(self, container: Container, record: Record, clock: Clock) -> None:
+    async def adopt_attached(self, container: Container, record: Record, clock: Clock, lock: Lock) -> None:
         """The same for the cluster's networks: asked for again until a manager answers, or the container has ended."""
         id = container.config.id
         for one in record.joined:
@@ -328,11 +328,13 @@ class Places:
                 continue
             while (now := self._engine.get(id)) is not None and now.running and now.started_at == container.started_at:
                 try:
-                    await self.attachments.attach(one.network_id, id, address=one.settings.address, names=one.names)
+                    await self.attachments.attach(one.network_id, id, address=one.address.partition("/")[0], names=one.names)
                 except Unavailable:
                     await clock.sleep(ASK_AGAIN)
-                else:
-                    break
+                    continue
+                async with lock(id):
+                    await adopt_attached(id, one, self._engine, self.attachments, self._datapath, self._resolving)
+                break
 
     # files of /etc, names
 
