@@ -52,7 +52,7 @@ def client(world: World) -> Iterator[Client]:
 
 
 @pytest.fixture(scope="module")
-def task(world: World) -> Iterator[tuple[int, int]]:
+def task(world: World, client: Client) -> Iterator[tuple[int, int]]:
     """Pids of a service's one task, on worker01, and of another service's on worker02, both on one overlay; the first is published."""
     made = world.api("POST", "/networks/create", {"Name": "src", "Driver": "overlay", "Attachable": True})
     ports = [{"Protocol": p, "TargetPort": PORT, "PublishedPort": PUBLISHED, "PublishMode": "ingress"} for p in ("tcp", "udp")]
@@ -64,6 +64,9 @@ def task(world: World) -> Iterator[tuple[int, int]]:
     for name in ("asked", "other"):
         running = world.until(lambda name=name: world.running(name), f"{name} runs")  # type: ignore[misc]
         pids.append(running[0]["Status"]["ContainerStatus"]["PID"])
+    with telling(pids[0]):
+        for node in world.at.nodes:
+            world.until(lambda node=node: accepted(client, node.address), f"{node.name} knows the published port")  # type: ignore[misc]
     yield pids[0], pids[1]
     for name in ("asked", "other"):
         world.remove(name)
@@ -117,6 +120,14 @@ def telling(pid: int) -> Iterator[None]:
             thread.join(5)
         for one in (tcp, udp, end, *open_ones):
             one.close()
+
+
+def accepted(client: Client, node: str) -> bool:
+    """A task that runs is known to the other nodes a moment later."""
+    try:
+        return asked_tcp(client, node) == client.address
+    except ConnectionRefusedError:
+        return False
 
 
 def asked_tcp(client: Client, node: str) -> str:
