@@ -108,3 +108,23 @@ def test_whoever_the_registry_sends_us_to_does_not_get_the_password(path: str, s
 
     other = Elsewhere(small("other"))
     asyncio.run(main())
+
+
+def test_what_cannot_be_sent_is_an_error_in_one_line(tmp_path: Path) -> None:
+    class Named(Shelf):
+        realm = ""
+
+        async def answer(self, request: web.Request) -> web.StreamResponse:
+            return web.Response(status=401, headers={"WWW-Authenticate": f'Bearer realm="{self.realm}",service="x"'})
+
+    async def main() -> None:
+        shelf = Named(small("named"))
+        async with server(shelf) as address:
+            node = images(tmp_path)
+            shelf.realm = f"http://eve:guess@{address}/token"
+            with pytest.raises(SkepError, match='^Get "http://127[^"@]*/token": Cannot combine'):
+                await node.login(address, header(username="ann", password="s3cret"))
+            with pytest.raises(SkepError, match='/v2/": .* detected in headers'):
+                await node.login(address, header(registrytoken="two\nlines"))
+
+    asyncio.run(main())

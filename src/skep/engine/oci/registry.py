@@ -276,7 +276,7 @@ class Registry:
             return await self._session.request(
                 method, url, headers=headers, data=body, allow_redirects=False, proxy=proxy_for(url), ssl=_tls(endpoint.verify)
             )
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise ConnectionFailed(describe(error, url, method.capitalize())) from None
 
     async def _authorize(self, endpoint: Endpoint, answer: aiohttp.ClientResponse) -> None:
@@ -325,7 +325,7 @@ class Registry:
                 found = msgspec.json.decode(await _body(answer, MAX_ANSWER), type=_Token)
         except msgspec.MsgspecError:
             raise SkepError(f"{realm.host} answered with something that is no token") from None
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise ConnectionFailed(describe(error, realm)) from None
         token = found.token or found.access_token
         if not re.fullmatch(r"[\x21-\x7e]+", token):

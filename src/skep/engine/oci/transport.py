@@ -120,8 +120,8 @@ _REASONS = {
 
 
 def describe(error: Exception, url: URL, method: str = "Get") -> str:
-    """A connection's failure as Go says it."""
-    shown = f'{method} "{url.with_query(None).with_fragment(None)}": '
+    """A connection's failure as Go says it; of what cannot even be sent (a token of two lines, say) the reason."""
+    shown = f'{method} "{url.with_user(None).with_query(None).with_fragment(None)}": '
     if isinstance(error, TimeoutError):
         return shown + "net/http: request canceled (Client.Timeout exceeded while awaiting headers)"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
