@@ -33,7 +33,7 @@ from netlab import (
 from skep.datapath import netlink, netns
 from skep.datapath.base import HostPort, LocalNetwork, LocalState, Place
 from skep.datapath.router import host_networks
-from skep.errors import Conflict, Forbidden, Invalid, NotFound
+from skep.errors import Conflict, Forbidden, Invalid, NotFound, SkepError
 from skep.model.spec import IPAMConfig
 from skep.node.networks import Networks
 
@@ -470,6 +470,48 @@ def test_others_rules_come_and_go_and_are_not_touched(one: tuple[Lab, Node]) -> 
         assert ask(it.client, node.address, 8080) == ("c", CLIENT)
     others = {row for row in shell(node.path, "nft", "list", "tables").splitlines() if row != f"table ip {node.datapath._router.table}"}
     assert others <= {"table ip filter", "table ip nat"}
+
+
+def test_an_overlay_that_comes_over_a_network_of_the_node_s_own_is_refused_there(
+    one: tuple[Lab, Node], caplog: pytest.LogCaptureFixture
+) -> None:
+    it, node = one
+    a = put(it, node, "a", (RED, 2))
+    put(it, node, "b", (RED, 3))
+    over = network(1, ingress=False, subnet="172.18.0.0/24", gateway="172.18.0.1")
+    far = endpoint("web", "node2", "172.18.0.3", network_id="net1")
+    said = (
+        "network net1 cannot be laid on this node: its subnet 172.18.0.0/24 overlaps 172.18.0.0/16 of the node's own network red, which "
+        "keeps it: remove that network, or make one of the two again with another subnet"
+    )
+    node.run(node.datapath.join(node.address))
+
+    def works() -> None:
+        assert ask(a, "172.18.0.3", 80) == ("b", "172.18.0.2") and ask(node.path, "172.18.0.3", 80)[0] == "b"
+        assert within(node.sandbox("c"), lambda: ping("10.0.2.11"))
+        assert node.run(node.datapath.compare()) == [] and node.run(node.datapath.refused()) == [said]
+        assert node.run(node.datapath.standing()).refused == {"net1"}
+
+    for _ in range(2):
+        apply_all(it, networks=[over, network(2, ingress=False)], endpoints=[far])
+    for name, address in (("c", "10.0.2.10"), ("d", "10.0.2.11")):
+        node.run(node.datapath.attach(name, (Place(network_id="net2", address=f"{address}/24"),)))
+    works()
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "net1" in r.getMessage()] == [said]
+    with pytest.raises(SkepError) as found:
+        attach(node, "172.18.0.9", "net1")
+    assert found.value.message == said and node.run(node.datapath.sandboxes()) == ["a", "b", "c", "d"]
+    restarted(node)
+    apply_all(it, networks=[over, network(2, ingress=False)], endpoints=[far])
+    works()
+    # the bridge goes: the overlay has its place
+    for name in ("a", "b"):
+        node.run(node.datapath.detach(name))
+    lay(node)
+    assert node.run(node.datapath.refused()) == [] == node.run(node.datapath.compare())
+    attach(node, "172.18.0.9", "net1")
+    attach(node, "172.18.0.10", "net1")
+    assert within(node.sandbox("172-18-0-9"), lambda: ping("172.18.0.10"))
 
 
 def test_a_route_of_the_host_s_is_never_replaced(one: tuple[Lab, Node]) -> None:

@@ -192,7 +192,7 @@ def _still_there(one: Reached, standing: Standing) -> bool:
 def plan(standing: Standing, networks: Collection[str]) -> list[Attempt]:
     """All that is to be tried, what matters most first. Pure."""
     snapshot, here = standing.snapshot or Snapshot(), standing.here
-    known = {n.network.id: n.network for n in snapshot.networks.values() if usable(n.network)}
+    known = {n.network.id: n.network for n in snapshot.networks.values() if usable(n.network) and n.network.id not in standing.refused}
     chosen = [network for id, network in sorted(known.items()) if not networks or id in networks]
     attempts = _nodes(snapshot, here, standing.router, [n for n in known.values() if n.spec.ingress])
     for network in chosen:

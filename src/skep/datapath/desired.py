@@ -10,7 +10,7 @@ the VNI; a /32 route per endpoint, local or by way of the link address of its no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import msgspec
 
@@ -179,12 +179,20 @@ class Memo:
         return out
 
 
-def desired(snapshot: Snapshot, here: Here, places: Iterable[LocalPlace], ports: Iterable[LocalPort], memo: Memo | None = None) -> Wanted:
-    """Everything that ought to be there. `places` and `ports` are this node's own, whatever the snapshot says."""
+def desired(
+    snapshot: Snapshot,
+    here: Here,
+    places: Iterable[LocalPlace],
+    ports: Iterable[LocalPort],
+    memo: Memo | None = None,
+    without: Container[str] = (),
+) -> Wanted:
+    """Everything that ought to be there. `places` and `ports` are this node's own, whatever the snapshot says. `without`: ids of networks
+    that this node refuses."""
     places = tuple(places)
     facts: set[Fact] = set()
     own = next((p for p in snapshot.peers.values() if p.node_id == snapshot.node_id), None)
-    networks = {n.network.id: n.network for n in snapshot.networks.values() if usable(n.network)}
+    networks = {n.network.id: n.network for n in snapshot.networks.values() if usable(n.network) and n.network.id not in without}
     peers = {p.node_id: p for p in snapshot.peers.values() if p.node_id != snapshot.node_id and p.index > 0 and is_ipv4(p.address)}
     if own is not None and own.index > 0:
         facts = (memo or Memo()).network_facts(networks.values(), own, list(peers.values()), here, snapshot.data_path_port)

@@ -32,6 +32,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """Its namespace."""
     places: tuple[tuple[LocalPlace, Path], ...] = ()
     """Of the containers here, each with its namespace."""
+    refused: frozenset[str] = frozenset()
+    """Ids of networks that this node cannot lay: nobody is asked over them."""
 
 
 class KernelDatapath(Layout):
@@ -110,7 +112,13 @@ class KernelDatapath(Layout):
 
     def _standing(self) -> Standing:
         places = tuple((place, self._sandboxes.path(record.id)) for record in self._sandboxes.records.values() for place in record.places)
-        return Standing(snapshot=self._snapshot, here=Here(address=self._address, mtu=self._mtu), router=self._router.pin, places=places)
+        return Standing(
+            snapshot=self._snapshot,
+            here=Here(address=self._address, mtu=self._mtu),
+            router=self._router.pin,
+            places=places,
+            refused=self._refusals.ids,
+        )
 
     def _end_thread(self) -> None:
         if self._thread is not None:

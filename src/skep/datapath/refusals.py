@@ -1,16 +1,19 @@
 """Networks that this node cannot lay, a sentence each: everything else is laid without them, and who asks for one of them is told why.
 
-The device cannot be made, as something else on the host has its VXLAN id or UDP port: found out by trying, and tried again with each
-change and comparison (`Kernel.taken`). See docs/network.md.
+Two causes. The device cannot be made, as something else on the host has its VXLAN id or UDP port: found out by trying, and tried again
+with each change and comparison (`Kernel.taken`). Or the subnet overlaps that of one of the node's own networks: the router has one way to
+an address, and what was on the node before, and may have containers without a cluster, keeps it. See docs/network.md.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 
-from skep.datapath.base import Snapshot
-from skep.datapath.desired import usable, vxlan_name
+from skep.datapath.base import LocalNetwork, LocalState, Snapshot
+from skep.datapath.desired import is_ipv4, usable, vxlan_name
 from skep.model.network import Network
 
 log = logging.getLogger(__name__)
@@ -22,13 +25,21 @@ class Refusals:
     def __init__(self) -> None:
         self._all: dict[str, str] = {}
         """By network id."""
+        self.overlapping: dict[str, str] = {}
+        """Likewise: never tried."""
+
+    def compare(self, snapshot: Snapshot | None, local: LocalState) -> Collection[str]:
+        """Find the overlapping ones: their ids."""
+        networks = (item.network for item in snapshot.networks.values()) if snapshot is not None else ()
+        self.overlapping = overlapping(networks, local.networks.values())
+        return self.overlapping
 
     def look(self, snapshot: Snapshot | None, taken: Mapping[str, str]) -> None:
         """`taken`: why a device (by name) could not be made. What is new, and what is well again, is logged."""
-        now: dict[str, str] = {}
+        now = dict(self.overlapping)
         for item in snapshot.networks.values() if snapshot is not None and taken else ():
             network = item.network
-            if usable(network) and vxlan_name(network) in taken:
+            if network.id not in now and usable(network) and vxlan_name(network) in taken:
                 now[network.id] = (
                     f"network {_title(network)} cannot be laid on this node: {taken[vxlan_name(network)]}: end what has it, or make the "
                     "network again with another id (--opt com.docker.network.driver.overlay.vxlanid_list=ID); it is tried again with "
@@ -44,8 +55,35 @@ class Refusals:
         """Empty: it is not refused."""
         return self._all.get(network_id, "")
 
+    @property
+    def ids(self) -> frozenset[str]:
+        return frozenset(self._all)
+
     def sentences(self) -> list[str]:
         return [self._all[id] for id in sorted(self._all)]
+
+
+def overlapping(networks: Iterable[Network], own: Iterable[LocalNetwork]) -> dict[str, str]:
+    """By id: those of the cluster's networks that have no room beside these of the node's own. Pure."""
+    mine = [(n, *_ends(n.subnet)) for n in own if is_ipv4(n.subnet)]
+    out: dict[str, str] = {}
+    for network in networks if mine else ():
+        for config in network.ipam if usable(network) else ():
+            first, last = _ends(config.subnet) if is_ipv4(config.subnet) else (1, 0)
+            other = next((n for n, low, high in mine if first <= last and low <= last and first <= high), None)
+            if other is not None:
+                out[network.id] = (
+                    f"network {_title(network)} cannot be laid on this node: its subnet {config.subnet} overlaps {other.subnet} of the "
+                    f"node's own network {other.name or other.id[:12]}, which keeps it: remove that network, or make one of the two again "
+                    "with another subnet"
+                )
+    return out
+
+
+@lru_cache(maxsize=8192)
+def _ends(subnet: str) -> tuple[int, int]:
+    found = ipaddress.IPv4Network(subnet, strict=False)
+    return int(found[0]), int(found[-1])
 
 
 def _title(network: Network) -> str:
