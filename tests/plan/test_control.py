@@ -594,6 +594,18 @@ def driven(**options: str) -> NetworkSpec:
             IN + "ipam configuration: subnet 10.9.0.0/24 does not contain gateway 10.8.0.1",
         ),
         (
+            subnets("10.9.0.0/31"),
+            "",
+            400,
+            IN + "ipam configuration: subnet 10.9.0.0/31 has no room for a gateway and a task: it must be a /30 or wider",
+        ),
+        (
+            NetworkSpec(name="x", ipam_options=IPAMOptions(configs=(IPAMConfig(subnet="10.9.0.0/24", gateway="10.9.0.255"),))),
+            "",
+            400,
+            IN + "ipam configuration: gateway 10.9.0.255 is no address of a host in subnet 10.9.0.0/24",
+        ),
+        (
             NetworkSpec(name="x", ipam_options=IPAMOptions(configs=(IPAMConfig(subnet="10.9.0.0/24", ip_range="10.9.0.0/16"),))),
             "",
             400,

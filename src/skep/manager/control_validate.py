@@ -295,6 +295,8 @@ def _check_ipam(options: IPAMOptions | None) -> None:
             raise invalid(f"ipam configuration: invalid subnet {config.subnet}") from None
         if subnet.version == 6:
             raise NotImplementedHere(f"skep's overlay networks carry IPv4 only: leave the subnet {config.subnet} out")
+        if subnet.prefixlen > 30:
+            raise invalid(f"ipam configuration: subnet {config.subnet} has no room for a gateway and a task: it must be a /30 or wider")
         if config.ip_range:
             try:
                 part = ip_network(config.ip_range, strict=False)
@@ -303,7 +305,10 @@ def _check_ipam(options: IPAMOptions | None) -> None:
             _inside(subnet, part.network_address, config.subnet, "range", config.ip_range)
             _inside(subnet, part.broadcast_address, config.subnet, "range", config.ip_range)
         if config.gateway:
-            _inside(subnet, _address("gateway", config.gateway), config.subnet, "gateway", config.gateway)
+            gateway = _address("gateway", config.gateway)
+            _inside(subnet, gateway, config.subnet, "gateway", config.gateway)
+            if gateway in (subnet.network_address, subnet.broadcast_address):
+                raise invalid(f"ipam configuration: gateway {config.gateway} is no address of a host in subnet {config.subnet}")
         for name, address in (config.auxiliary_addresses or {}).items():
             _inside(subnet, _address(f"auxiliary address {name}", address), config.subnet, "auxiliary address", address)
 
