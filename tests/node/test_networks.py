@@ -239,7 +239,6 @@ def test_options(world: World) -> None:
         "com.docker.network.bridge.enable_ip_masquerade": "0",
         "com.docker.network.driver.mtu": "1400",
         "com.docker.network.bridge.host_binding_ipv4": "127.0.0.1",
-        "com.docker.network.bridge.name": "br-x",
     }
     network = world.create("n", options=options)
     laid = world.datapath.local.networks[network.id]
@@ -251,6 +250,7 @@ def test_options(world: World) -> None:
         ("com.docker.network.driver.mtu", "", "failed to parse"),
         ("com.docker.network.bridge.host_binding_ipv4", "1.2.3", "invalid address"),
         ("com.docker.network.bridge.gateway_mode_ipv4", "routed", "is not available in skep: only nat"),
+        ("com.docker.network.bridge.name", "br-x", "not of the host: leave com.docker.network.bridge.name out$"),
         ("colour", "red", "^network option colour is not known to skep's bridge networks: leave it out$"),
     ):
         with pytest.raises(SkepError, match=words):

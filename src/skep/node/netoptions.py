@@ -36,7 +36,7 @@ def check_driver(driver: str) -> None:
 
 
 def check_options(options: Mapping[str, str]) -> None:
-    """Raises for the first that is wrong or cannot be had. The bridge's name is shown and means nothing else: there is no such device."""
+    """Raises for the first that is wrong or cannot be had."""
     for name, value in options.items():
         if name in (ICC, MASQUERADE):
             truth(options, name)
@@ -48,7 +48,9 @@ def check_options(options: Mapping[str, str]) -> None:
         elif name in ONLY:
             if value != ONLY[name]:
                 raise NotImplementedHere(f"network option {name}={value} is not available in skep: only {ONLY[name]}")
-        elif name != NAME:
+        elif name == NAME:
+            raise NotImplementedHere(f"skep's bridges are devices in a namespace of its own, not of the host: leave {name} out")
+        else:
             raise NotImplementedHere(f"network option {name} is not known to skep's bridge networks: leave it out")
 
 
