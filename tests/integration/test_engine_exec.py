@@ -262,3 +262,21 @@ def test_an_exec_whose_caller_goes_while_it_is_made_leaves_nothing_open(tty: boo
             assert sorted(os.listdir("/proc/self/fd")) == before and not left
 
     asyncio.run(main())
+
+
+def test_who_attaches_while_the_container_ends_hears_the_end() -> None:
+    """The monitor takes its socket away before the end is known: a container that ends is no error."""
+
+    async def main() -> None:
+        async with running_engine() as engine:
+            id = await start(engine, "sleep", "600")
+            (engine._folders.bundle(id) / "attach").unlink()
+            with pytest.raises(SkepError, match="monitor is gone"):
+                await engine.attach(id)
+            attaching = asyncio.ensure_future(engine.attach(id))
+            await asyncio.sleep(0)
+            await engine.kill(id)
+            streams = await attaching
+            assert await collect(streams) == {1: b"", 2: b""}
+
+    asyncio.run(main())

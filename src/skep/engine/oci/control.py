@@ -14,15 +14,18 @@ from typing import Any
 
 import msgspec
 
-from skep.engine.base import ContainerConfig, Exit, Limits
+from skep.engine.base import ContainerConfig, Exit, Limits, Streams
 from skep.engine.oci import bundle, conmon
 from skep.engine.oci.core import Core
 from skep.engine.oci.entry import Entry
 from skep.engine.oci.limits import Change, change_of
 from skep.engine.oci.signals import signal_number
+from skep.engine.oci.streams import AttachStreams
 from skep.errors import Conflict, Invalid, SkepError
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", re.ASCII)
+TELLS_WITHIN = 2.0
+"""Seconds from a monitor's last sign to the end being known here."""
 
 
 class Control(Core):
@@ -46,10 +49,14 @@ class Control(Core):
             with suppress(ProcessLookupError):
                 signals.pidfd_send_signal(entry.pidfd, number)
         if entry.paused and _ends(entry.stored.config, number):
-            await self._loop.run_in_executor(self._operations.outside, self._groups(entry).thaw)
-            if entry.paused:
-                entry.paused = False
-                self._emit("unpause", entry)
+            # said first: once it goes on, its end may be known here before the thaw is
+            entry.paused = False
+            self._emit("unpause", entry)
+            try:
+                await asyncio.shield(self._loop.run_in_executor(self._operations.outside, self._groups(entry).thaw))
+            except (OSError, SkepError):
+                entry.paused = not entry.ended.is_set()
+                raise
 
     async def stop(self, id: str, *, signal: str = "", grace: int = 0) -> Exit:
         entry = self._entry(id)
@@ -69,6 +76,27 @@ class Control(Core):
         entry = self._entry(id)
         await entry.ended.wait()
         return entry.stored.exit or Exit(code=0, at=self._clock.now(), known=False, error="the container was removed")
+
+    async def attach(self, id: str) -> Streams:
+        entry = self._entry(id)
+        streams = AttachStreams(self._loop)
+        await self._settle_start(entry)
+        if not entry.running:
+            entry.waiting = [known for known in entry.waiting if not known.closed] + [streams]
+            return streams
+        try:
+            streams.connect(conmon.connect(self._folders.bundle(entry.id)))
+        except SkepError:
+            # a monitor takes its socket away before it tells the end
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TELLS_WITHIN):
+                    await entry.ended.wait()
+            if not entry.ended.is_set():
+                raise
+            streams.end()
+            return streams
+        entry.attached = [known for known in entry.attached if not known.closed] + [streams]
+        return streams
 
     # pause
 

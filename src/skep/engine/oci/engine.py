@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from skep.clock import Clock
-from skep.engine.base import Container, ContainerConfig, Exec, ExecConfig, Exit, Images, LogRecord, Streams
+from skep.engine.base import Container, ContainerConfig, Exec, ExecConfig, Exit, Images, LogRecord
 from skep.engine.oci import bundle, conmon, kernel, logs, runtime, spec
 from skep.engine.oci.bundle import Filters, Stored
 from skep.engine.oci.contents import Contents
@@ -359,17 +359,6 @@ class OciEngine(Control, Contents):
             tail=tail,
             streams=streams,
         )
-
-    async def attach(self, id: str) -> Streams:
-        entry = self._entry(id)
-        streams = AttachStreams(self._loop)
-        await self._settle_start(entry)
-        if entry.running:
-            streams.connect(conmon.connect(self._folders.bundle(entry.id)))
-            entry.attached = [known for known in entry.attached if not known.closed] + [streams]
-        else:
-            entry.waiting = [known for known in entry.waiting if not known.closed] + [streams]
-        return streams
 
     async def resize(self, id: str, rows: int, columns: int) -> None:
         entry = self._entry(id)
