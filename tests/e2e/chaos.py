@@ -175,6 +175,8 @@ class Chaos:
         self.until(written, f"{name} is changed", 10)
 
     def scale(self) -> str:
+        if not self.services:
+            return self.create_service()
         name = self.rng.choice(sorted(self.services))
         replicas = self.rng.choice((0, 1, 1, 2, 3, 4, 6))
         self.services[name].replicas = replicas
@@ -182,6 +184,8 @@ class Chaos:
         return f"scale {name}={replicas}"
 
     def redeploy(self) -> str:
+        if not self.services:
+            return self.create_service()
         name = self.rng.choice(sorted(self.services))
 
         def again(spec: dict[str, Any]) -> None:

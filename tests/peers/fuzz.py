@@ -256,7 +256,9 @@ def complaint(request: Request, status: int, kind: str, body: bytes) -> str:
         return f"not {{message}}: {body[:200]!r}"
     if len(said["message"]) > 20_000:
         return f"a message of {len(said['message'])} characters"
-    dockers = (*DOCKERS_OWN_500, UNREACHED) if urlsplit(request.target).path.endswith("/auth") else DOCKERS_OWN_500
+    path = urlsplit(request.target).path
+    asks_a_registry = path.endswith(("/auth", "/images/create", "/push")) or "/distribution/" in path
+    dockers = (*DOCKERS_OWN_500, UNREACHED) if asks_a_registry else DOCKERS_OWN_500
     if status == 500 and not any(known.fullmatch(said["message"]) for known in dockers):
         return f"500 {said['message'][:500]}"
     return ""

@@ -200,4 +200,4 @@ DOCKERS_OWN_500 = tuple(
 """Answers with 500 that Docker gives too, with the case in which it does."""
 
 UNREACHED = re.compile(r"(?s)Get \"https?://.*\": .+")
-"""500 of POST /auth alone: a registry that cannot be reached, asked whether it takes credentials."""
+"""500 of what asks a registry (credentials, digest, pull, push) alone: one that cannot be reached."""
