@@ -24,7 +24,7 @@ from engine_fixture import Bench, config, running_engine, until
 from skep.engine.base import Engine, Limits, Mount
 from skep.engine.oci.archive import _Plain
 from skep.engine.oci.engine import OciEngine
-from skep.errors import Forbidden, Invalid, NotFound, SkepError
+from skep.errors import Conflict, Forbidden, Invalid, NotFound, SkepError
 
 pytestmark = pytest.mark.root
 
@@ -465,3 +465,15 @@ def test_few_bytes_that_stand_for_many_are_not_taken_into_memory() -> None:
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_changes_of_what_is_being_removed() -> None:
+    async def main() -> None:
+        async with running_engine() as engine:
+            made = config("true")
+            await engine.create(made)
+            shutil.rmtree(Path(engine.describe()["root"]) / "containers" / made.id / "upper")
+            with pytest.raises(Conflict, match="try again"):
+                await engine.changes(made.id)
+
+    asyncio.run(main())

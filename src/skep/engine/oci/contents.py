@@ -21,7 +21,7 @@ from skep.engine.oci import archive, bundle, changes, usage
 from skep.engine.oci.core import Core
 from skep.engine.oci.entry import Entry
 from skep.engine.oci.view import View, open_view
-from skep.errors import NotFound, SkepError
+from skep.errors import Conflict, NotFound, SkepError
 
 T = TypeVar("T")
 
@@ -38,7 +38,11 @@ class Contents(Core):
     async def changes(self, id: str) -> list[tuple[int, str]]:
         entry = self._entry(id)
         upper = str(self._folders.container(entry.id) / "upper")
-        return await self._outside(partial(changes.changes, upper, entry.stored.layers))
+        try:
+            return await self._outside(partial(changes.changes, upper, entry.stored.layers))
+        except FileNotFoundError:
+            self._entry(id)  # removed meanwhile
+            raise Conflict(f"the files of container {entry.id} change while they are looked at: try again") from None
 
     async def size(self, id: str) -> tuple[int, int]:
         entry = self._entry(id)
