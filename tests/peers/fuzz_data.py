@@ -191,6 +191,7 @@ DOCKERS_OWN_500 = tuple(
         r"rpc error: code = Unknown desc = update out of sequence",
         r"(?s)error running ps: .+",
         r"(?s)Invalid (membership|role|desired-state) filter: '.*'",
+        r"rpc error: code = Unknown desc = constraint expected one operator from ==, !=",
         r"invalid join token",
         r"service does not have a previous spec",
         r"(?s)unrecognized rollback option .*",
