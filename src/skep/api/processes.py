@@ -7,6 +7,7 @@ import os
 import shlex
 from typing import Any
 
+from skep.engine.helpers import end
 from skep.errors import Invalid, NotImplementedHere, SkepError
 
 
@@ -61,7 +62,10 @@ async def top_table(pid: int, arguments: str) -> dict[str, Any]:
         )
     except FileNotFoundError:
         raise NotImplementedHere("top needs the ps program on this node (package procps)") from None
-    out, err = await process.communicate()
+    try:
+        out, err = await process.communicate()
+    finally:
+        await end(process)
     if process.returncode:
         raise SkepError(f"error running ps: {err.decode(errors='replace').strip().splitlines()[0] if err.strip() else process.returncode}")
     lines = out.decode(errors="replace").splitlines()

@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
+from skep.engine import helpers
 from skep.engine.oci import kernel
 from skep.engine.oci.compression import LONGEST_MAGIC, BadStream, decompressor, sniff
 from skep.engine.oci.view import View, base_name, follows
@@ -71,10 +72,7 @@ async def stream(folder: int, arguments: Sequence[str]) -> AsyncGenerator[bytes,
         if await tar.wait() > 1:  # 1: a file changed while it was read
             raise SkepError("the archive could not be completed")
     finally:
-        if tar.returncode is None:
-            with suppress(ProcessLookupError):
-                tar.kill()
-            await tar.wait()
+        await helpers.end(tar)
 
 
 # in

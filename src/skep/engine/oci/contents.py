@@ -10,7 +10,7 @@ import os
 import posixpath
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from typing import TypeVar
@@ -59,18 +59,21 @@ class Contents(Core):
         entry = self._entry(id)
         async with self._view(entry) as view:
             folder, arguments = await self._outside(partial(archive.source, view, clean(path)))
-            async for chunk in self._tar(folder, arguments):
-                yield chunk
+            async with aclosing(self._tar(folder, arguments)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     async def export(self, id: str) -> AsyncIterator[bytes]:
         entry = self._entry(id)
         async with self._view(entry, volumes=False) as view:
             folder = await self._outside(partial(view.open, "/", os.O_RDONLY | os.O_DIRECTORY))
             names = sorted(await self._outside(partial(os.listdir, folder)))
-            async for chunk in self._tar(folder, [f"--add-file={name}" for name in names] or ["--files-from=/dev/null"]):
-                yield chunk
+            arguments = [f"--add-file={name}" for name in names] or ["--files-from=/dev/null"]
+            async with aclosing(self._tar(folder, arguments)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
-    async def _tar(self, folder: int, arguments: list[str]) -> AsyncIterator[bytes]:
+    async def _tar(self, folder: int, arguments: list[str]) -> AsyncGenerator[bytes, None]:
         try:
             async with aclosing(archive.stream(folder, arguments)) as chunks:
                 async for chunk in chunks:

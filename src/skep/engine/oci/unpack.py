@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from skep.engine import trees
+from skep.engine import helpers, trees
 from skep.engine.oci.compression import decompressor
 from skep.engine.oci.tarsplit import Splitter
 from skep.errors import SkepError
@@ -181,10 +181,7 @@ async def unpack(
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
     finally:
-        if tar.returncode is None:
-            with suppress(ProcessLookupError):
-                tar.kill()
-            await tar.wait()
+        await helpers.end(tar)
     got = f"sha256:{funnel.outer.hexdigest()}"
     if digest and got != digest:
         raise WrongDigest(f"filesystem layer verification failed for digest {digest}")
