@@ -349,6 +349,7 @@ class OciEngine(Control, Contents):
         streams = frozenset(stream for stream, asked in ((1, stdout), (2, stderr)) if asked)
         folder = self._folders.container(entry.id)
         return logs.records(
+            logs.Opened(folder),
             folder,
             self._inotify,
             lambda: entry.stored.exit is not None or entry.id not in self._entries,

@@ -251,7 +251,8 @@ def _inode(fd: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def records(
+async def records(
+    opened: Opened,
     folder: Path,
     inotify: Inotify,
     ended: Callable[[], bool],
@@ -263,25 +264,9 @@ def records(
     tail: int,
     streams: frozenset[int],
 ) -> AsyncIterator[LogRecord]:
-    """`ended`: nothing more will be written. `wakers`: called when that comes true.
-
-    The files are opened at once, not with the first record: who was told that the log comes may have the container removed before it reads.
+    """`opened`: the files as they were when the log was asked for; who was told that it comes may have the container removed before it
+    reads. `ended`: nothing more will be written. `wakers`: called when that comes true.
     """
-    return _records(Opened(folder), folder, inotify, ended, wakers, follow, since, until, tail, streams)
-
-
-async def _records(
-    opened: Opened,
-    folder: Path,
-    inotify: Inotify,
-    ended: Callable[[], bool],
-    wakers: set[Callable[[], None]],
-    follow: bool,
-    since: int,
-    until: int,
-    tail: int,
-    streams: frozenset[int],
-) -> AsyncIterator[LogRecord]:
     news = asyncio.Event()
 
     def wake(name: str = "") -> None:
