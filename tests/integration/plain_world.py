@@ -46,6 +46,8 @@ from skep.system import SystemClock, system_random
 BUSYBOX = "/bin/busybox"
 IMAGE = "box:1"
 HOSTNAME = "testnode"
+SLOWNESS = float(os.environ.get("SKEP_TEST_SLOWNESS", "1"))
+"""What patience is multiplied by where everything is slower, as in a virtual machine without KVM."""
 
 
 class _NoSwarm:
@@ -145,7 +147,7 @@ async def import_image(node: Node) -> None:
 
 class _Unix(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
-        super().__init__("docker", timeout=300)
+        super().__init__("docker", timeout=60 * SLOWNESS)
         self._path = path
 
     def connect(self) -> None:
@@ -199,7 +201,7 @@ class World:
         with self.log.open("ab") as log:
             command = self.inside(sys.executable, __file__, str(self.folder))
             self.daemon = subprocess.Popen(command, stdout=log, stderr=log)
-        end = time.monotonic() + 300  # in a virtual machine without KVM it takes its time
+        end = time.monotonic() + 60 * SLOWNESS
         while not (self.folder / "ready").exists():
             if self.daemon.poll() is not None or time.monotonic() > end:
                 raise AssertionError(self.log.read_text())
@@ -211,7 +213,7 @@ class World:
             self.daemon.wait()
             self.daemon = None
 
-    def docker(self, *argv: str, check: bool = True, input: str | None = None, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+    def docker(self, *argv: str, check: bool = True, input: str | None = None, seconds: float = 60 * SLOWNESS) -> subprocess.CompletedProcess[str]:
         command = [self.docker_program, "-H", f"unix://{self.socket}", *argv]
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, input=input)
         if check and done.returncode:
