@@ -213,7 +213,9 @@ class World:
             self.daemon.wait()
             self.daemon = None
 
-    def docker(self, *argv: str, check: bool = True, input: str | None = None, seconds: float = 60 * SLOWNESS) -> subprocess.CompletedProcess[str]:
+    def docker(
+        self, *argv: str, check: bool = True, input: str | None = None, seconds: float = 60 * SLOWNESS
+    ) -> subprocess.CompletedProcess[str]:
         command = [self.docker_program, "-H", f"unix://{self.socket}", *argv]
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, input=input)
         if check and done.returncode:

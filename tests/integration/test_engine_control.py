@@ -56,7 +56,7 @@ def test_pause_stops_everything_and_unpause_goes_on(runtime: str) -> None:
             await engine.pause(made.id)
             assert known(engine, made.id).paused and known(engine, made.id).running
             used, size = kernel_time(known(engine, made.id).pid), -1
-            while size != (size := log.stat().st_size):  # what was on its way through conmon arrives
+            while size != (size := log.stat().st_size):  # noqa: ASYNC110 - what was on its way through conmon arrives
                 await asyncio.sleep(0.1)
             await asyncio.sleep(0.2)
             assert (kernel_time(known(engine, made.id).pid), log.stat().st_size) == (used, size)
