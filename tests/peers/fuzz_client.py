@@ -9,7 +9,7 @@ from typing import TypeVar
 from fuzz import Request, complaint
 
 T = TypeVar("T")
-HEAD_WITHIN = 40.0
+HEAD_WITHIN = 10.0
 """Seconds for the status line; what may wait longer is named in WAITS."""
 REST_WITHIN = 0.15
 MOST = 4 << 20

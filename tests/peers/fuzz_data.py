@@ -200,5 +200,5 @@ DOCKERS_OWN_500 = tuple(
 )
 """Answers with 500 that Docker gives too, with the case in which it does."""
 
-UNREACHED = re.compile(r"(?s)Get \"https?://.*\": .+")
-"""500 of what asks a registry (credentials, digest, pull, push) alone: one that cannot be reached."""
+UNREACHED = re.compile(r"(?s)Get \"https?://.*\": (dial tcp.*: .+|tls: .+|net/http: request canceled .+)")
+"""500 of credentials and digests alone: the registry cannot be reached."""
