@@ -1,7 +1,7 @@
 """The contract between a node and what runs its containers: images, containers, logs, exec. Knows nothing of services or HTTP.
 
 `skep.engine.oci` implements it with crun or runc under conmon; `skep.testing` with a fake for simulations. An engine keeps its containers
-through its own restart: `start_up` finds what is there and takes it over without touching it.
+through its own restart: `start_up` finds what is there and takes it over without touching it. Over 400 lines: one contract, read whole.
 """
 
 from __future__ import annotations
