@@ -514,6 +514,25 @@ def test_an_overlay_that_comes_over_a_network_of_the_node_s_own_is_refused_there
     assert within(node.sandbox("172-18-0-9"), lambda: ping("172.18.0.10"))
 
 
+def test_an_overlay_over_the_node_s_way_to_its_router_is_refused_there(one: tuple[Lab, Node]) -> None:
+    it, node = one
+    a = put(it, node, "a", (RED, 2))
+    subnet = node.datapath._router.uplink
+    over = network(1, ingress=False, subnet=subnet, gateway=subnet.replace(".0/30", ".1"))
+    far = endpoint("web", "node2", node.datapath._router.address, network_id="net1")
+    node.run(node.datapath.join(node.address))
+    apply_all(it, networks=[over, network(2, ingress=False)], endpoints=[far])
+    said = (
+        f"network net1 cannot be laid on this node: its subnet {subnet} overlaps {subnet} between the node and its router: make it again "
+        "with another subnet, or set the node's `uplink`"
+    )
+    assert node.run(node.datapath.refused()) == [said] and node.run(node.datapath.compare()) == []
+    assert ask(a, CLIENT, 90) == ("client", node.address)
+    with pytest.raises(SkepError) as found:
+        attach(node, node.datapath._router.address, "net1")
+    assert found.value.message == said
+
+
 def test_a_route_of_the_host_s_is_never_replaced(one: tuple[Lab, Node]) -> None:
     _, node = one
     shell(node.path, "ip", "route", "add", "172.25.0.0/16", "via", CLIENT)

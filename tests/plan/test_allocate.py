@@ -113,6 +113,19 @@ def test_subnets_of_others_and_of_the_nodes_themselves_are_skipped() -> None:
     assert w.get(Network, "next").ipam[0].subnet == "10.0.4.0/24"
 
 
+def test_a_subnet_that_no_kernel_routes_is_never_given() -> None:
+    w = World()
+    w.cluster(default_addr_pool=("169.254.0.0/16", "126.0.0.0/7"), subnet_size=8)
+    w.network("loop", ipam_options=ipam("127.0.0.0/24"))
+    w.service("web", networks=["loop"])
+    w.task("t1", "web")
+    w.network("next")
+    w.allocate()
+    assert not w.get(Network, "loop").ipam
+    assert w.err("t1") == "network loop: invalid subnet 127.0.0.0/24: these addresses are not for containers"
+    assert w.get(Network, "next").ipam[0].subnet == "126.0.0.0/8"
+
+
 def test_given_ranges_gateways_and_auxiliary_addresses_are_kept_free() -> None:
     w = born()
     options = ipam("10.9.0.0/24", ip_range="10.9.0.16/29", gateway="10.9.0.18", auxiliary_addresses={"r": "10.9.0.17"})

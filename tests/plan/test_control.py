@@ -560,6 +560,7 @@ def driven(**options: str) -> NetworkSpec:
     ("wanted", "driver", "status", "message"),
     [
         (NetworkSpec(name="bridge"), "", 403, "bridge is a pre-defined network and cannot be created"),
+        (NetworkSpec(name="default"), "", 403, "default is a pre-defined network and cannot be created"),
         (NetworkSpec(name="a b"), "", 400, IN + "name must be valid as a DNS name component"),
         (NetworkSpec(name="INGRESS"), "", 409, "network with name INGRESS already exists"),
         (
@@ -586,6 +587,10 @@ def driven(**options: str) -> NetworkSpec:
         (subnets("10.0.0.0/25"), "", 400, IN + "invalid pool request: Pool overlaps with other one on this address space"),
         (subnets("10.9.0.0/24", "10.9.0.0/16"), "", 400, IN + "invalid pool request: Pool overlaps with other one on this address space"),
         (subnets("10.1.0.0/24"), "", 400, IN + "subnet 10.1.0.0/24 holds the address 10.1.0.1 of node thenode"),
+        (subnets("169.254.7.0/24"), "", 400, IN + "invalid subnet 169.254.7.0/24: these addresses are not for containers"),
+        (subnets("224.0.0.0/24"), "", 400, IN + "invalid subnet 224.0.0.0/24: these addresses are not for containers"),
+        (subnets("127.0.0.0/24"), "", 400, IN + "invalid subnet 127.0.0.0/24: these addresses are not for containers"),
+        (subnets("0.0.0.0/8"), "", 400, IN + "invalid subnet 0.0.0.0/8: these addresses are not for containers"),
         (subnets("10.9.0.0/33"), "", 400, IN + "ipam configuration: invalid subnet 10.9.0.0/33"),
         (
             NetworkSpec(name="x", ipam_options=IPAMOptions(configs=(IPAMConfig(subnet="10.9.0.0/24", gateway="10.8.0.1"),))),
@@ -709,6 +714,7 @@ def test_birth() -> None:
     [
         {"default_addr_pool": ["20.20.0.0/33"]},
         {"default_addr_pool": ["20.20.0.0/26"]},
+        {"default_addr_pool": ["169.254.0.0/16"]},
         {"default_addr_pool": ["fd00::/64"]},
         {"subnet_size": 30},
         {"data_path_port": 80},

@@ -1,8 +1,9 @@
 """Networks that this node cannot lay, a sentence each: everything else is laid without them, and who asks for one of them is told why.
 
-Two causes. The device cannot be made, as something else on the host has its VXLAN id or UDP port: found out by trying, and tried again
-with each change and comparison (`Kernel.taken`). Or the subnet overlaps that of one of the node's own networks: the router has one way to
-an address, and what was on the node before, and may have containers without a cluster, keeps it. See docs/network.md.
+The causes. The device cannot be made, as something else on the host has its VXLAN id or UDP port: found out by trying, and tried again
+with each change and comparison (`Kernel.taken`). Or the subnet overlaps that of one of the node's own networks, or of the node's way to
+its router: the router has one way to an address, and what was on the node before, and may have containers without a cluster, keeps it.
+See docs/network.md.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ class Refusals:
         self.overlapping: dict[str, str] = {}
         """Likewise: never tried."""
 
-    def compare(self, snapshot: Snapshot | None, local: LocalState) -> Collection[str]:
+    def compare(self, snapshot: Snapshot | None, local: LocalState, uplink: str) -> Collection[str]:
         """Find the overlapping ones: their ids."""
         networks = (item.network for item in snapshot.networks.values()) if snapshot is not None else ()
-        self.overlapping = overlapping(networks, local.networks.values())
+        self.overlapping = overlapping(networks, local.networks.values(), uplink)
         return self.overlapping
 
     def look(self, snapshot: Snapshot | None, taken: Mapping[str, str]) -> None:
@@ -63,21 +64,28 @@ class Refusals:
         return [self._all[id] for id in sorted(self._all)]
 
 
-def overlapping(networks: Iterable[Network], own: Iterable[LocalNetwork]) -> dict[str, str]:
-    """By id: those of the cluster's networks that have no room beside these of the node's own. Pure."""
-    mine = [(n, *_ends(n.subnet)) for n in own if is_ipv4(n.subnet)]
+def overlapping(networks: Iterable[Network], own: Iterable[LocalNetwork], uplink: str) -> dict[str, str]:
+    """By id: those of the cluster's networks that have no room beside these of the node's own, and its uplink (a subnet). Pure."""
+    mine = [(_own_network(n), *_ends(n.subnet)) for n in own if is_ipv4(n.subnet)]
+    mine.append(
+        (f"{uplink} between the node and its router: make it again with another subnet, or set the node's `uplink`", *_ends(uplink))
+    )
     out: dict[str, str] = {}
-    for network in networks if mine else ():
+    for network in networks:
         for config in network.ipam if usable(network) else ():
             first, last = _ends(config.subnet) if is_ipv4(config.subnet) else (1, 0)
-            other = next((n for n, low, high in mine if first <= last and low <= last and first <= high), None)
-            if other is not None:
-                out[network.id] = (
-                    f"network {_title(network)} cannot be laid on this node: its subnet {config.subnet} overlaps {other.subnet} of the "
-                    f"node's own network {other.name or other.id[:12]}, which keeps it: remove that network, or make one of the two again "
-                    "with another subnet"
-                )
+            other = next((what for what, low, high in mine if first <= last and low <= last and first <= high), "")
+            if other:
+                out[network.id] = f"network {_title(network)} cannot be laid on this node: its subnet {config.subnet} overlaps {other}"
     return out
+
+
+def _own_network(network: LocalNetwork) -> str:
+    title = network.name or network.id[:12]
+    return (
+        f"{network.subnet} of the node's own network {title}, which keeps it: remove that network, or make one of the two again with "
+        "another subnet"
+    )
 
 
 @lru_cache(maxsize=8192)

@@ -63,6 +63,11 @@ class Router:
         return str(ipaddress.IPv4Address(self.address) - 1)
 
     @property
+    def uplink(self) -> str:
+        """The subnet of both."""
+        return str(ipaddress.IPv4Network(f"{self.address}/30", strict=False))
+
+    @property
     def is_open(self) -> bool:
         return self.fd >= 0
 

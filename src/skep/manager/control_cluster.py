@@ -19,6 +19,7 @@ from skep.model.enums import Availability, Membership, Role
 from skep.model.labels import check_cluster_labels
 from skep.model.node import Certificate, Node, NodeDescription, NodeStatus
 from skep.model.spec import ClusterSpec, NodeSpec
+from skep.plan.allocate import unfit
 from skep.plan.ops import Change, Create, Op
 from skep.plan.view import View
 
@@ -155,5 +156,7 @@ def _check_pools(pools: Sequence[str], subnet_size: int) -> None:
             raise Invalid(f"invalid default address pool {pool}: {error}") from None
         if network.version != 4:
             raise Invalid(f"invalid default address pool {pool}: IPv4 only")
+        if unfit(network):
+            raise Invalid(f"invalid default address pool {pool}: these addresses are not for containers")
         if network.prefixlen > size:
             raise Invalid(f"invalid default address pool {pool}: it is smaller than its subnets (/{size})")

@@ -22,7 +22,7 @@ def predefined_driver(name: str) -> str:
 
 
 def create_network(view: View, spec: NetworkSpec, driver: str, rng: Random) -> Create:
-    if spec.name in PREDEFINED:
+    if spec.name in (*PREDEFINED, "default"):
         raise Forbidden(f"{spec.name} is a pre-defined network and cannot be created")
     driver = driver or (spec.driver_configuration.name if spec.driver_configuration else "") or "overlay"
     check_network(spec)

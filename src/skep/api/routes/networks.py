@@ -83,7 +83,7 @@ async def create(call: Call) -> web.StreamResponse:
     of_cluster = request.driver == "overlay" or request.scope in ("swarm", "global")
     cluster = networks.cluster_of(call)
     taken = {local.name for local in call.context.networks.all()} | {network.name for network in networks.cluster_networks(call)}
-    if request.name in PREDEFINED and cluster is None:
+    if request.name == "default" or (request.name in PREDEFINED and cluster is None):
         raise Forbidden(f"operation is not permitted on predefined {request.name} network ")
     if of_cluster and cluster is None:
         _no_cluster(call)

@@ -7,6 +7,7 @@ has ended. Cursors are stored, so that numbers come in turn across leaders. See 
 
 from __future__ import annotations
 
+from skep.plan.allocate.addresses import unfit
 from skep.plan.allocate.networks import subnet_conflict, vni_conflict
 from skep.plan.allocate.ports import own_ports, port_conflict
 from skep.plan.allocate.state import Allocation
@@ -14,7 +15,7 @@ from skep.plan.allocate.work import Work
 from skep.plan.ops import Plan
 from skep.plan.view import View
 
-__all__ = ["Allocation", "own_ports", "plan_allocate", "port_conflict", "subnet_conflict", "vni_conflict"]
+__all__ = ["Allocation", "own_ports", "plan_allocate", "port_conflict", "subnet_conflict", "unfit", "vni_conflict"]
 
 
 def plan_allocate(view: View, now: int, allocation: Allocation | None = None) -> Plan:

@@ -12,6 +12,10 @@ from ipaddress import IPv4Network, ip_interface, ip_network
 
 from skep.model.spec import IPAMConfig
 
+UNFIT = tuple(IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4"))
+"""No network has these: kernels do not route them, and 169.254 is the nodes' own among themselves (skep.datapath.desired). One such route
+would keep everything else of a node's from being applied with it."""
+
 
 def dotted(address: int) -> str:
     return f"{address >> 24}.{address >> 16 & 255}.{address >> 8 & 255}.{address & 255}"
@@ -53,6 +57,10 @@ def pool_subnets(pools: Sequence[str], size: int, start: int) -> Iterator[tuple[
                 yield index + 1, IPv4Network((first, length))
                 break
             rest -= count
+
+
+def unfit(subnet: IPv4Network) -> bool:
+    return overlapping(subnet, UNFIT) is not None
 
 
 def overlapping(subnet: IPv4Network, others: Iterable[IPv4Network]) -> IPv4Network | None:
