@@ -4,7 +4,8 @@ reads."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Protocol
 
 from skep.engine.base import LogRecord
@@ -21,7 +22,7 @@ class LogSource(Protocol):
 
     def logs(
         self, task_id: str, *, follow: bool, since: int, until: int, tail: int, stdout: bool, stderr: bool
-    ) -> AsyncIterator[LogRecord]:
+    ) -> AsyncGenerator[LogRecord, None]:
         """Ends at once for a task without a container. Raises SkepError where its logs cannot be read."""
         ...
 
@@ -37,7 +38,7 @@ async def send_logs(
         if wanted.follow and until_started is not None:
             await until_started(task_id)
         try:
-            async for record in source.logs(
+            records = source.logs(
                 task_id,
                 follow=wanted.follow,
                 since=wanted.since,
@@ -45,8 +46,10 @@ async def send_logs(
                 tail=wanted.tail,
                 stdout=wanted.stdout,
                 stderr=wanted.stderr,
-            ):
-                await frames.add(LogLine(task_id=task_id, stream=record.stream, at=record.at, data=record.data))
+            )
+            async with aclosing(records):
+                async for record in records:
+                    await frames.add(LogLine(task_id=task_id, stream=record.stream, at=record.at, data=record.data))
         except Closed:
             raise
         except SkepError as error:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -148,12 +148,12 @@ class Cluster(Protocol):
     async def remove_network(self, reference: str) -> None: ...
 
     # logs
-    def logs(self, tasks: Sequence[Task], options: LogOptions, *, service_id: str = "") -> AsyncIterator[LogLine]:
+    def logs(self, tasks: Sequence[Task], options: LogOptions, *, service_id: str = "") -> AsyncGenerator[LogLine, None]:
         """Lines of these tasks, and with `service_id` and follow also of tasks that start later."""
         ...
 
     # is the network well?
-    def check(self, network: str, repair: bool) -> AsyncIterator[Mapping[str, Any]]:
+    def check(self, network: str, repair: bool) -> AsyncGenerator[Mapping[str, Any], None]:
         """What is found, as it is found (`skep.manager.check`); `network`: reference, empty: all."""
         ...
 

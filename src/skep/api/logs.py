@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 from aiohttp import web
 
@@ -77,11 +78,12 @@ async def _stream(
             }
         )
 
-    async def lines() -> AsyncIterator[bytes]:
+    async def lines() -> AsyncGenerator[bytes, None]:
         source = cluster.logs(tasks, chosen, service_id=service_id)
         try:
-            async for line in source:
-                yield text.render(line.at, line.stream, line.data, details(line.task_id, line.details) if detailed else None)
+            async with aclosing(source):
+                async for line in source:
+                    yield text.render(line.at, line.stream, line.data, details(line.task_id, line.details) if detailed else None)
         except SkepError as error:
             yield text.failure(error.message)
 

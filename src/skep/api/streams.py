@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import select
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import Any, cast
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
 from urllib.parse import quote_plus
 
 from aiohttp import web
@@ -75,7 +75,7 @@ class LogText:
         return text if self.tty else frame(3, text)
 
 
-async def send_lines(response: web.StreamResponse, pieces: AsyncIterator[bytes]) -> None:
+async def send_lines(response: web.StreamResponse, pieces: AsyncGenerator[bytes, None]) -> None:
     """Write what has come, at once; what comes while a write is under way goes out together. Returns when the client has gone, too."""
     buffer = bytearray()
     filled, emptied = asyncio.Event(), asyncio.Event()
@@ -83,7 +83,7 @@ async def send_lines(response: web.StreamResponse, pieces: AsyncIterator[bytes])
 
     async def collect() -> None:
         nonlocal ended
-        async with contextlib.aclosing(cast(AsyncGenerator[bytes], pieces)):
+        async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 buffer.extend(piece)
                 if not filled.is_set():
@@ -237,11 +237,12 @@ async def pump(
             await streams.close_stdin()
 
     async def send_output() -> None:
-        async for stream, data in streams.output():
-            if (stream == 1 and not stdout) or (stream == 2 and not stderr):
-                continue
-            writer.write(data if tty else frame(stream, data))
-            await writer.drain()
+        async with contextlib.aclosing(streams.output()) as output:
+            async for stream, data in output:
+                if (stream == 1 and not stdout) or (stream == 2 and not stderr):
+                    continue
+                writer.write(data if tty else frame(stream, data))
+                await writer.drain()
 
     try:
         async with asyncio.TaskGroup() as group:

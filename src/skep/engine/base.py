@@ -1,13 +1,15 @@
 """The contract between a node and what runs its containers: images, containers, logs, exec. Knows nothing of services or HTTP.
 
 `skep.engine.oci` implements it with crun or runc under conmon; `skep.testing` with a fake for simulations. An engine keeps its containers
-through its own restart: `start_up` finds what is there and takes it over without touching it. Over 400 lines: one contract, read whole.
+through its own restart: `start_up` finds what is there and takes it over without touching it. What streams is an async generator:
+whoever may leave it before its end closes it (`contextlib.aclosing`), or what it holds is freed whenever the collector comes.
+Over 400 lines: one contract, read whole.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -286,7 +288,7 @@ class ExecConfig(msgspec.Struct, frozen=True, kw_only=True):
 class Streams(Protocol):
     """A process' standard streams, while somebody is attached. Output never gets lost: it starts with the process."""
 
-    def output(self) -> AsyncIterator[tuple[int, bytes]]:
+    def output(self) -> AsyncGenerator[tuple[int, bytes], None]:
         """(1 stdout | 2 stderr, bytes); ends when the process has ended and all was read."""
         ...
 
@@ -361,7 +363,7 @@ class Images(Protocol):
         """From a `docker save` or OCI layout archive: the lines to show (`Loaded image: X`)."""
         ...
 
-    def save(self, references: Sequence[str]) -> AsyncIterator[bytes]:
+    def save(self, references: Sequence[str]) -> AsyncGenerator[bytes, None]:
         """A `docker save` archive (with index.json, readable as an OCI layout too)."""
         ...
 
@@ -434,7 +436,7 @@ class Engine(Protocol):
         """Of a path in its file system, running or not; never outside of it. Raises NotFound in Docker's words."""
         ...
 
-    def read_archive(self, id: str, path: str) -> AsyncIterator[bytes]:
+    def read_archive(self, id: str, path: str) -> AsyncGenerator[bytes, None]:
         """A tar stream of the path (`docker cp FROM`): the member names begin with its last component."""
         ...
 
@@ -444,7 +446,7 @@ class Engine(Protocol):
         """Unpack a tar stream into the directory `path` (`docker cp TO`). `keep_type`: noOverwriteDirNonDir."""
         ...
 
-    def export(self, id: str) -> AsyncIterator[bytes]:
+    def export(self, id: str) -> AsyncGenerator[bytes, None]:
         """Its whole file system as one tar stream."""
         ...
 
@@ -478,7 +480,7 @@ class Engine(Protocol):
 
     def logs(
         self, id: str, *, follow: bool = False, since: int = 0, until: int = 0, tail: int = -1, stdout: bool = True, stderr: bool = True
-    ) -> AsyncIterator[LogRecord]: ...
+    ) -> AsyncGenerator[LogRecord, None]: ...
 
     async def attach(self, id: str) -> Streams: ...
 

@@ -12,7 +12,7 @@ import grp
 import hashlib
 import os
 import pwd
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from skep.clock import SECOND, Clock
@@ -97,7 +97,7 @@ class HostImages:
     async def load(self, data: AsyncIterator[bytes]) -> list[str]:
         raise NotImplementedHere(REFUSAL.format("loading images"))
 
-    def save(self, references: Sequence[str]) -> AsyncIterator[bytes]:
+    def save(self, references: Sequence[str]) -> AsyncGenerator[bytes, None]:
         raise NotImplementedHere(REFUSAL.format("saving images"))
 
     async def import_archive(
@@ -242,7 +242,7 @@ class HostEngine:
 
     def logs(
         self, id: str, *, follow: bool = False, since: int = 0, until: int = 0, tail: int = -1, stdout: bool = True, stderr: bool = True
-    ) -> AsyncIterator[LogRecord]:
+    ) -> AsyncGenerator[LogRecord, None]:
         at, node = self.layout, self._need(id).config.name
         return hostlog.records(
             at.log(node),
@@ -330,7 +330,7 @@ class HostEngine:
     async def stat_path(self, id: str, path: str) -> PathStat:
         raise NotImplementedHere(REFUSAL.format("copying files"))
 
-    def read_archive(self, id: str, path: str) -> AsyncIterator[bytes]:
+    def read_archive(self, id: str, path: str) -> AsyncGenerator[bytes, None]:
         raise NotImplementedHere(REFUSAL.format("copying files"))
 
     async def write_archive(
@@ -338,7 +338,7 @@ class HostEngine:
     ) -> None:
         raise NotImplementedHere(REFUSAL.format("copying files"))
 
-    def export(self, id: str) -> AsyncIterator[bytes]:
+    def export(self, id: str) -> AsyncGenerator[bytes, None]:
         raise NotImplementedHere(REFUSAL.format("exporting nodes"))
 
     async def changes(self, id: str) -> list[tuple[int, str]]:

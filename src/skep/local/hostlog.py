@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def tail_start(path: Path, tail: int) -> int:
 
 async def records(
     path: Path, clock: Clock, *, follow: bool, since: int, until: int, tail: int, running: Callable[[], bool]
-) -> AsyncIterator[LogRecord]:
+) -> AsyncGenerator[LogRecord, None]:
     """What the file says, oldest first; with `follow` until the node has ended. A line without a time has that of the one before it."""
     try:
         file = path.open("rb")

@@ -14,7 +14,7 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +105,10 @@ class ProcessStreams:
         self.over = False
         """All output was handed over, or there will be no more."""
 
-    def output(self) -> AsyncIterator[tuple[int, bytes]]:
+    def output(self) -> AsyncGenerator[tuple[int, bytes], None]:
         return self._read()
 
-    async def _read(self) -> AsyncIterator[tuple[int, bytes]]:
+    async def _read(self) -> AsyncGenerator[tuple[int, bytes], None]:
         while (item := await self._queue.get()) is not None:
             yield item
         self.over = True

@@ -7,7 +7,7 @@ task that has just gone is no fault. See docs/network.md.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -46,7 +46,7 @@ class Checks:
         if asked == node_id and waiting is not None and not waiting.done():
             waiting.set_result(message.report)
 
-    async def run(self, networks: Sequence[str], repair: bool) -> AsyncIterator[Event]:
+    async def run(self, networks: Sequence[str], repair: bool) -> AsyncGenerator[Event, None]:
         """What is found: `Node` for each node, `Network` for each network, `Problem` for each thing that is wrong, `Done` at the end."""
         kept: list[Problem] = []
         for round in range(ROUNDS):

@@ -6,7 +6,7 @@ write. The rules are in control_services, control_nodes, control_networks and co
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from skep.clock import Clock
@@ -56,7 +56,7 @@ class LogOptions(Protocol):
 class LogBroker(Protocol):
     """Where the lines come from (`skep.manager.logs`)."""
 
-    def logs(self, tasks: Sequence[Task], options: LogOptions, *, service_id: str = "") -> AsyncIterator[LogLine]: ...
+    def logs(self, tasks: Sequence[Task], options: LogOptions, *, service_id: str = "") -> AsyncGenerator[LogLine, None]: ...
 
 
 class Control:
@@ -180,14 +180,14 @@ class Control:
 
     # logs
 
-    def logs(self, tasks: Sequence[Task], options: LogOptions, *, service_id: str = "") -> AsyncIterator[LogLine]:
+    def logs(self, tasks: Sequence[Task], options: LogOptions, *, service_id: str = "") -> AsyncGenerator[LogLine, None]:
         if self._logs is None:
             raise NotImplementedHere("this manager collects no logs")
         return self._logs.logs(tasks, options, service_id=service_id)
 
     # is the network well?
 
-    def check(self, network: str, repair: bool) -> AsyncIterator[CheckEvent]:
+    def check(self, network: str, repair: bool) -> AsyncGenerator[CheckEvent, None]:
         """`network`: reference; empty: all. What is found, as it is found."""
         if self._checks is None:
             raise NotImplementedHere("this manager asks no nodes")

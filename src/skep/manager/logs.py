@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 
 from skep.errors import NotFound, SkepError
 from skep.ids import Random, new_id
@@ -94,7 +94,7 @@ class LogBroker:
                 stream.ended.set()
                 reader.room.set()
 
-    async def logs(self, tasks: Sequence[Task], options: LogOptions, *, service_id: str = "") -> AsyncIterator[LogLine]:
+    async def logs(self, tasks: Sequence[Task], options: LogOptions, *, service_id: str = "") -> AsyncGenerator[LogLine, None]:
         """Lines of these tasks, and with `service_id` and follow also of tasks that start later.
 
         Ends with an error `warning: incomplete log stream...` when a node could not be asked or broke off.

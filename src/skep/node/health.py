@@ -8,6 +8,7 @@ kept between the two.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -121,8 +122,9 @@ async def _run(engine: Engine, clock: Clock, id: str, probe: Probe) -> Result:
         return Result(start=start, end=clock.now(), code=-1, output=error.text[:OUTPUT])
 
     async def read() -> int:
-        async for _, data in process.streams.output():
-            output.extend(data[: OUTPUT - len(output)])
+        async with aclosing(process.streams.output()) as pieces:
+            async for _, data in pieces:
+                output.extend(data[: OUTPUT - len(output)])
         return await process.wait()
 
     try:

@@ -10,8 +10,8 @@ import asyncio
 import hashlib
 import logging
 import posixpath
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
 
 import msgspec
 
@@ -388,11 +388,12 @@ class TaskRuntime:
         tail: int = -1,
         stdout: bool = True,
         stderr: bool = True,
-    ) -> AsyncIterator[LogRecord]:
+    ) -> AsyncGenerator[LogRecord, None]:
         """Of its container; nothing where there is none."""
         id = self._containers.get(task_id)
         if id is None or self._engine.get(id) is None:
             return
-        records = self._engine.logs(id, follow=follow, since=since, until=until, tail=tail, stdout=stdout, stderr=stderr)
-        async for record in records:
-            yield record
+        read = self._engine.logs(id, follow=follow, since=since, until=until, tail=tail, stdout=stdout, stderr=stderr)
+        async with aclosing(read) as records:
+            async for record in records:
+                yield record

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import posixpath
 import tarfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -121,7 +121,7 @@ class FakeContents:
         mode = GO_DIRECTORY | 0o755 if directory else 0o644
         return PathStat(name=posixpath.basename(plain) or "/", size=0 if directory else len(self._tree(id)[plain]), mode=mode, mtime=0)
 
-    async def read_archive(self, id: str, path: str) -> AsyncIterator[bytes]:
+    async def read_archive(self, id: str, path: str) -> AsyncGenerator[bytes, None]:
         plain, directory = self._find_path(id, path)
         base = posixpath.basename(plain) or "/"
         below = plain.rstrip("/") + "/"
@@ -159,7 +159,7 @@ class FakeContents:
                     content = archive.extractfile(member)
                     tree[target] = content.read() if content is not None else b""
 
-    async def export(self, id: str) -> AsyncIterator[bytes]:
+    async def export(self, id: str) -> AsyncGenerator[bytes, None]:
         tree = self._tree(id)
         yield _archive([(name.strip("/"), name.endswith("/"), data) for name, data in sorted(tree.items()) if name != "/"])
 

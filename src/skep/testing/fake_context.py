@@ -6,7 +6,7 @@ The control API and the store are the real ones; the engine is `skep.testing.scr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class MemoryLogs:
         self.lines: list[LogLine] = []
         self.asked: list[tuple[list[str], LogOptions, str]] = []
 
-    async def logs(self, tasks: Collection[Task], options: Any, *, service_id: str = "") -> AsyncIterator[LogLine]:
+    async def logs(self, tasks: Collection[Task], options: Any, *, service_id: str = "") -> AsyncGenerator[LogLine, None]:
         ids = [task.id for task in tasks]
         self.asked.append((ids, options, service_id))
         for line in self.lines:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -85,7 +85,7 @@ class FakeStreams:
         self._chunks = chunks
         self.written = b""
 
-    async def output(self) -> AsyncIterator[tuple[int, bytes]]:
+    async def output(self) -> AsyncGenerator[tuple[int, bytes], None]:
         for chunk in self._chunks:
             yield chunk
 
@@ -294,7 +294,7 @@ class FakeEngine(FakeContents):
 
     async def logs(
         self, id: str, *, follow: bool = False, since: int = 0, until: int = 0, tail: int = -1, stdout: bool = True, stderr: bool = True
-    ) -> AsyncIterator[LogRecord]:
+    ) -> AsyncGenerator[LogRecord, None]:
         """What `lines` has; with follow, until the container has ended."""
         container = self._find(id)
         wanted = {stream for stream, asked in ((1, stdout), (2, stderr)) if asked}

@@ -4,7 +4,7 @@ a time."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 
 from skep.clock import Clock
@@ -74,7 +74,7 @@ class FakeTasks:
 
     async def logs(
         self, task_id: str, *, follow: bool, since: int, until: int, tail: int, stdout: bool, stderr: bool
-    ) -> AsyncIterator[LogRecord]:
+    ) -> AsyncGenerator[LogRecord, None]:
         try:
             lines = [line for line in self.lines.get(task_id, []) if (stdout, stderr)[line.stream - 1] and line.at >= since]
             for line in lines if tail < 0 else lines[len(lines) - tail :]:

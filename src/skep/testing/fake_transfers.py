@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -75,7 +75,7 @@ class FakeTransfers:
             lines += [f"Loaded image: {tag}" for tag in image.tags] or [f"Loaded image ID: {image.id}"]
         return lines
 
-    async def save(self, references: Sequence[str]) -> AsyncIterator[bytes]:
+    async def save(self, references: Sequence[str]) -> AsyncGenerator[bytes, None]:
         for reference in references:
             yield self._need(reference).id.encode() + b"\n"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -35,7 +35,7 @@ class ScriptedStreams:
         """Empty at the end of input."""
         return await self._in.get()
 
-    async def output(self) -> AsyncIterator[tuple[int, bytes]]:
+    async def output(self) -> AsyncGenerator[tuple[int, bytes], None]:
         while (item := await self._out.get()) is not None:
             yield item
 
@@ -246,7 +246,7 @@ class MemoryEngine(FakeContents):
 
     async def logs(
         self, id: str, *, follow: bool = False, since: int = 0, until: int = 0, tail: int = -1, stdout: bool = True, stderr: bool = True
-    ) -> AsyncIterator[LogRecord]:
+    ) -> AsyncGenerator[LogRecord, None]:
         wanted = {1} if stdout else set()
         wanted |= {2} if stderr else set()
         sent = 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from aiohttp import web
@@ -142,13 +143,14 @@ async def _drain(streams: Streams) -> None:
 class _Replayed:
     """Streams whose output is the log from its beginning on: what was written is shown once, before as after attaching."""
 
-    def __init__(self, streams: Streams, records: AsyncIterator[LogRecord]) -> None:
+    def __init__(self, streams: Streams, records: AsyncGenerator[LogRecord, None]) -> None:
         self._streams = streams
         self._records = records
 
-    async def output(self) -> AsyncIterator[tuple[int, bytes]]:
-        async for record in self._records:
-            yield record.stream, record.data
+    async def output(self) -> AsyncGenerator[tuple[int, bytes], None]:
+        async with aclosing(self._records) as records:
+            async for record in records:
+                yield record.stream, record.data
 
     async def write(self, data: bytes) -> None:
         await self._streams.write(data)

@@ -5,6 +5,9 @@ GET looks; POST with `repair=1` also mends. `network`: id or name; without it al
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
 from aiohttp import web
 
 from skep.api.query import go_bool
@@ -28,7 +31,12 @@ async def look_and_mend(call: Call) -> web.StreamResponse:
 
 
 async def _check(call: Call, *, repair: bool) -> web.StreamResponse:
+    async def lines() -> AsyncGenerator[bytes, None]:
+        async with aclosing(events):
+            async for event in events:
+                yield ENCODER.encode(event) + b"\n"
+
     events = call.cluster.check(call.query.get("network", ""), repair)
     response = await begin(call, "application/json")
-    await send_lines(response, (ENCODER.encode(event) + b"\n" async for event in events))
+    await send_lines(response, lines())
     return response

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -181,10 +181,11 @@ async def logs(call: Call) -> web.StreamResponse:
         stderr=chosen.stderr,
     )
 
-    async def lines() -> AsyncIterator[bytes]:
+    async def lines() -> AsyncGenerator[bytes, None]:
         try:
-            async for record in records:
-                yield text.render(record.at, record.stream, record.data, details)
+            async with contextlib.aclosing(records):
+                async for record in records:
+                    yield text.render(record.at, record.stream, record.data, details)
         except SkepError as error:
             yield text.failure(error.message)
 

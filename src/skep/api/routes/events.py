@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -59,7 +59,7 @@ async def events(call: Call) -> web.StreamResponse:
     queue = hub.subscribe() if live else None
     past = [e for e in hub.past() if since and since <= e["timeNano"] and (not until or e["timeNano"] <= until)] if since or until else []
 
-    async def lines() -> AsyncIterator[bytes]:
+    async def lines() -> AsyncGenerator[bytes, None]:
         for event in past:
             if passes(wanted, event):
                 yield ENCODER.encode(event) + b"\n"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import msgspec
 from aiohttp import web
@@ -80,17 +81,20 @@ async def export(call: Call) -> web.StreamResponse:
     return await _send(call, call.context.engine.export(container.config.id), {}, "application/octet-stream")
 
 
-async def _send(call: Call, data: AsyncIterator[bytes], headers: dict[str, str], kind: str = "application/x-tar") -> web.StreamResponse:
+async def _send(
+    call: Call, data: AsyncGenerator[bytes, None], headers: dict[str, str], kind: str = "application/x-tar"
+) -> web.StreamResponse:
     """What goes wrong before the first piece is an answer of its own; what goes wrong later cuts the connection."""
-    first = await anext(aiter(data), b"")
-    response = web.StreamResponse(headers={"Content-Type": kind, **headers})
-    call.state.dress(response)
-    await response.prepare(call.request)
-    call.begun = response
-    await response.write(first)
-    async for piece in data:
-        await response.write(piece)
-    return response
+    async with aclosing(data):
+        first = await anext(data, b"")
+        response = web.StreamResponse(headers={"Content-Type": kind, **headers})
+        call.state.dress(response)
+        await response.prepare(call.request)
+        call.begun = response
+        await response.write(first)
+        async for piece in data:
+            await response.write(piece)
+        return response
 
 
 @ROUTES.add("GET", "/containers/{id}/changes")
@@ -117,7 +121,7 @@ async def stats(call: Call) -> web.StreamResponse:
         return answer(wire.stats_form(id, name, await engine.stats(id), before))
     response = await begin(call, "application/json")
 
-    async def lines() -> AsyncIterator[bytes]:
+    async def lines() -> AsyncGenerator[bytes, None]:
         last = before
         while True:
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
@@ -51,7 +51,7 @@ async def _streamed(call: Call, work: Work) -> web.StreamResponse:
     return response
 
 
-async def _encoded(first: Line | None, lines: asyncio.Queue[Line | SkepError | None]) -> AsyncIterator[bytes]:
+async def _encoded(first: Line | None, lines: asyncio.Queue[Line | SkepError | None]) -> AsyncGenerator[bytes, None]:
     line: Line | SkepError | None = first
     while line is not None:
         if isinstance(line, SkepError):
@@ -179,19 +179,19 @@ async def _save(call: Call, names: list[str]) -> web.StreamResponse:
     for name in names:
         if images.get(name) is None and not _tags(call, name):
             raise NotFound(f"No such image: {wire.tagged(name)}")
-    pieces = images.save(names)
-    first = await anext(pieces, b"")
-    response = await begin(call, "application/x-tar")
-    with contextlib.suppress(ConnectionError):
-        try:
-            await response.write(first)
-            async for piece in pieces:
-                await response.write(piece)
-        except SkepError as error:
-            LOG.warning("saving %s broke off: %s", ", ".join(names), error.message)
-            if call.request.transport is not None:
-                call.request.transport.abort()
-            return response
+    async with contextlib.aclosing(images.save(names)) as pieces:
+        first = await anext(pieces, b"")
+        response = await begin(call, "application/x-tar")
+        with contextlib.suppress(ConnectionError):
+            try:
+                await response.write(first)
+                async for piece in pieces:
+                    await response.write(piece)
+            except SkepError as error:
+                LOG.warning("saving %s broke off: %s", ", ".join(names), error.message)
+                if call.request.transport is not None:
+                    call.request.transport.abort()
+                return response
     for name in names:
         if (image := images.get(name)) is not None:
             event(call, "save", image.id, image.id, image)

@@ -55,7 +55,7 @@ class Contents(Core):
         async with self._view(entry) as view:
             return await self._outside(partial(view.stat, clean(path)))
 
-    async def read_archive(self, id: str, path: str) -> AsyncIterator[bytes]:
+    async def read_archive(self, id: str, path: str) -> AsyncGenerator[bytes, None]:
         entry = self._entry(id)
         async with self._view(entry) as view:
             folder, arguments = await self._outside(partial(archive.source, view, clean(path)))
@@ -63,7 +63,7 @@ class Contents(Core):
                 async for chunk in chunks:
                     yield chunk
 
-    async def export(self, id: str) -> AsyncIterator[bytes]:
+    async def export(self, id: str) -> AsyncGenerator[bytes, None]:
         entry = self._entry(id)
         async with self._view(entry, volumes=False) as view:
             folder = await self._outside(partial(view.open, "/", os.O_RDONLY | os.O_DIRECTORY))

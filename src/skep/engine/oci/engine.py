@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import signal as signals
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -342,7 +342,7 @@ class OciEngine(Control, Contents):
 
     def logs(
         self, id: str, *, follow: bool = False, since: int = 0, until: int = 0, tail: int = -1, stdout: bool = True, stderr: bool = True
-    ) -> AsyncIterator[LogRecord]:
+    ) -> AsyncGenerator[LogRecord, None]:
         entry = self._entry(id)
         if entry.stored.config.log_driver == "none":
             raise SkepError("configured logging driver does not support reading")

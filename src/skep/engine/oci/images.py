@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -232,7 +232,7 @@ class OciImages:
     async def load(self, data: AsyncIterator[bytes]) -> list[str]:
         return await saved.load(data, self._root, self._layers, parse_platform("", self._machine), self._adopt)
 
-    def save(self, references: Sequence[str]) -> AsyncIterator[bytes]:
+    def save(self, references: Sequence[str]) -> AsyncGenerator[bytes, None]:
         """A name without a tag stands for all tags of its repository, an id for the image without a name. Raises NotFound at once."""
         wanted: dict[str, list[Reference]] = {}
         for reference in references:

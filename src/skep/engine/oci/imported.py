@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from skep.engine.oci.compression import LONGEST_MAGIC
@@ -34,7 +34,7 @@ async def sniffed(data: AsyncIterator[bytes]) -> tuple[bytes, AsyncIterator[byte
         if len(head) >= LONGEST_MAGIC:
             break
 
-    async def whole() -> AsyncIterator[bytes]:
+    async def whole() -> AsyncGenerator[bytes, None]:
         if head:
             yield head
         async for chunk in data:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -263,7 +263,7 @@ async def records(
     until: int,
     tail: int,
     streams: frozenset[int],
-) -> AsyncIterator[LogRecord]:
+) -> AsyncGenerator[LogRecord, None]:
     """`opened`: the files as they were when the log was asked for; who was told that it comes may have the container removed before it
     reads. `ended`: nothing more will be written. `wakers`: called when that comes true.
     """

@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -174,8 +175,9 @@ async def save(images: Sequence[Whole], layers: Layers) -> AsyncGenerator[bytes,
                 continue
             total = layers.record(digest).total
             yield _header(_path(digest), total)
-            async for piece in layers.pieces(digest):
-                yield piece
+            async with aclosing(layers.pieces(digest)) as pieces:
+                async for piece in pieces:
+                    yield piece
             yield bytes(-total % 512)
         index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
         yield _file("index.json", _json(index))

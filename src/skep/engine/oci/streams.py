@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from skep.errors import SkepError
 
@@ -56,7 +56,7 @@ class Outflow:
         self._ended = True
         self._news.set()
 
-    async def output(self) -> AsyncIterator[tuple[int, bytes]]:
+    async def output(self) -> AsyncGenerator[tuple[int, bytes], None]:
         while True:
             while self._chunks:
                 stream, data = self._chunks.popleft()
@@ -168,7 +168,7 @@ class AttachStreams:
         elif len(packet) > 1:
             self._flow.add(2 if packet[0] == 3 else 1, packet[1:])
 
-    def output(self) -> AsyncIterator[tuple[int, bytes]]:
+    def output(self) -> AsyncGenerator[tuple[int, bytes], None]:
         return self._flow.output()
 
     async def write(self, data: bytes) -> None:
@@ -268,7 +268,7 @@ class PipeStreams:
             os.close(fd)
         self._sources.clear()
 
-    def output(self) -> AsyncIterator[tuple[int, bytes]]:
+    def output(self) -> AsyncGenerator[tuple[int, bytes], None]:
         return self._flow.output()
 
     async def write(self, data: bytes) -> None:
