@@ -97,6 +97,16 @@ def test_a_task_from_image_to_nothing() -> None:
     play(story)
 
 
+def test_a_chosen_host_name_is_told_as_it_was_expanded() -> None:
+    async def story(w: World) -> None:
+        for id, chosen, told in (("a", "{{.Service.Name}}-{{.Node.Hostname}}", "web-host1"), ("b", "", "")):
+            await w.runtime.prepare(item(id, hostname=chosen))
+            status = w.runtime.status(id)
+            assert status is not None and status.container is not None and status.container.hostname == told
+
+    play(story)
+
+
 def test_who_is_on_its_networks_is_told_once_and_when_it_is_so() -> None:
     async def story(w: World) -> None:
         told: list[tuple[str, str, bool, bool]] = []

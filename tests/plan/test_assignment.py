@@ -85,6 +85,13 @@ def test_a_task_is_known_by_its_own_name_its_slot_and_its_container() -> None:
     assert item.names[:2] == ("web.n.t", "n.web")
 
 
+def test_a_host_name_that_its_service_chose_is_told_once_it_runs() -> None:
+    for state in (S.STARTING, S.RUNNING):
+        status = TaskStatus(state=state, container=ContainerStatus(container_id=CONTAINER, hostname="rabbit-3"))
+        (item,) = endpoint_items(task(state, status=status))
+        assert item.hostname == ("rabbit-3" if state is S.RUNNING else "") and "rabbit-3" not in item.names
+
+
 @pytest.mark.parametrize(
     ("state", "desired", "serving"),
     [

@@ -210,6 +210,29 @@ def test_local_names_of_a_cluster_s_network() -> None:
     assert look_up(both, view_of(("n1",), Resolving(), ()), "soon") == Answer(("10.0.1.77",))
 
 
+def test_a_task_s_host_name_means_it_while_nobody_else_has_that_name() -> None:
+    def named(slot: int, hostname: str, **more: Any) -> EndpointItem:
+        return msgspec.structs.replace(task("mq", slot, 1, f"10.0.1.{40 + slot}", **more), hostname=hostname)
+
+    mq = [named(1, "Rabbit-1"), named(2, "rabbit-2", serving=False), named(3, "web"), named(4, "db.example.org"), named(5, "mq")]
+    facts = Facts()
+
+    def meaning(name: str, network: str = "n1") -> Any:
+        found = look_up(facts.tables, view_of((network,), Resolving(), ()), name)
+        return sorted(found.addresses) if isinstance(found, Answer) else found
+
+    facts.change([*told(WORLD).values(), service("mq", 1, "10.0.1.40"), *mq])
+    assert (meaning("rabbit-1"), meaning("rabbit-1.net1"), meaning("rabbit-2")) == (["10.0.1.41"], ["10.0.1.41"], MISSING)
+    assert (meaning("web"), meaning("mq"), meaning("tasks.web")) == (["10.0.1.2"], ["10.0.1.40"], ["10.0.1.11"])
+    assert (meaning("db.example.org"), meaning("db.example.org", "n2"), meaning("rabbit-1", "n2")) == (["10.0.1.44"], FORWARD, MISSING)
+    facts.change([], [item.key for item in told(WORLD).values() if isinstance(item, DiscoveryItem) and item.name == "web"])
+    assert meaning("web") == ["10.0.1.43"]
+    facts.change([named(1, "other"), named(4, "")])
+    assert (meaning("rabbit-1"), meaning("other"), meaning("db.example.org")) == (FORWARD, ["10.0.1.41"], FORWARD)
+    facts.change([], [item.key for item in mq])
+    assert (meaning("web"), meaning("other")) == (FORWARD, FORWARD)
+
+
 # -- any world
 
 words = st.sampled_from(["a", "b", "c.d", "tasks.a", "1.a", "n0", ""])
@@ -224,8 +247,15 @@ services = st.builds(
     st.lists(words, max_size=2),
 )
 endpoints = st.builds(
-    lambda id, service, n, address, serving, names: EndpointItem(
-        task_id=str(id), service_id=service, network_id=f"n{n}", node_id="x", address=address, serving=serving, names=tuple(names)
+    lambda id, service, n, address, serving, names, hostname: EndpointItem(
+        task_id=str(id),
+        service_id=service,
+        network_id=f"n{n}",
+        node_id="x",
+        address=address,
+        serving=serving,
+        names=tuple(names),
+        hostname=hostname,
     ),
     st.integers(0, 4),
     st.sampled_from(["", "a", "b"]),
@@ -233,6 +263,7 @@ endpoints = st.builds(
     addresses,
     st.booleans(),
     st.lists(words, max_size=3),
+    words,
 )
 snapshots = st.lists(st.one_of(networks, services, endpoints), max_size=14).map(lambda items: snapshot(*items))
 locals_ = st.builds(

@@ -17,6 +17,8 @@ from skep.model.network import Network
 Told = NetworkItem | EndpointItem | DiscoveryItem
 """The items of a snapshot that names come from."""
 TASKS = "tasks."
+HOST = "host/"
+"""How the keys of weak claims begin: they count for a name that nobody claims otherwise."""
 
 
 def plain(name: str) -> str:
@@ -36,6 +38,10 @@ def claim_of_endpoint(item: EndpointItem) -> Claim:
     addresses = (item.address,) if item.serving else ()
     pointer = (item.address, item.names[0]) if item.serving and item.names else ("", "")
     return Claim(dict.fromkeys(map(plain, item.names), addresses), pointer, bool(item.service_id))
+
+
+def claim_of_hostname(item: EndpointItem) -> Claim:
+    return Claim({plain(item.hostname): (item.address,) if item.serving else ()})
 
 
 def claim_of_service(item: DiscoveryItem, tasks: tuple[str, ...]) -> Claim:
@@ -135,6 +141,7 @@ class Table:
         if len(claims) == 1:
             (addresses,) = claims.values()
         else:
+            claims = {key: claim for key, claim in claims.items() if not key.startswith(HOST)} or claims
             addresses = tuple(dict.fromkeys(a for claim in claims.values() for a in claim))
         if addresses:
             self.entries[name] = addresses
@@ -212,7 +219,10 @@ class Facts:
                     self._serving.pop((old.network_id, old.service_id), None)
             if isinstance(new, EndpointItem) and new.serving and new.service_id:
                 self._serving.setdefault((new.network_id, new.service_id), {})[key] = new.address
-            self._table(item.network_id).put(key, claim_of_endpoint(new) if isinstance(new, EndpointItem) else None)
+            table = self._table(item.network_id)
+            table.put(key, claim_of_endpoint(new) if isinstance(new, EndpointItem) else None)
+            if any(isinstance(other, EndpointItem) and other.hostname for other in (old, new)):
+                table.put(HOST + key, claim_of_hostname(new) if isinstance(new, EndpointItem) and new.hostname else None)
 
     def _renew_service(self, network_id: str, service_id: str) -> None:
         item = self._services.get((network_id, service_id))

@@ -65,8 +65,8 @@ def too_long(description: NodeDescription) -> str | None:
 
 
 def oversized(status: TaskStatus) -> bool:
-    """Container id and ports are kept as they come (texts are cut)."""
-    if status.container is not None and len(status.container.container_id) > ID_LIMIT:
+    """Container id, host name and ports are kept as they come (texts are cut)."""
+    if status.container is not None and max(len(status.container.container_id), len(status.container.hostname)) > ID_LIMIT:
         return True
     return bool(status.ports) and len(msgspec.msgpack.encode(status.ports)) > PORTS_LIMIT
 

@@ -69,6 +69,8 @@ class EndpointItem(Record, frozen=True, kw_only=True, tag="endpoint"):
     """Takes part in load balancing and names: running (and healthy), and not about to be stopped."""
     names: tuple[str, ...] = ()
     """What resolves to this address alone: the task's name, `SLOT.SERVICE`; of a plain container its name, short id and aliases."""
+    hostname: str = ""
+    """A task's, where its service names one: means its address too, while nobody on the network has that name."""
 
     @property
     def key(self) -> str:

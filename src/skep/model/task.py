@@ -13,6 +13,8 @@ from skep.model.spec import Driver, EndpointSpec, GenericResource, PortConfig, T
 class ContainerStatus(Record, frozen=True, kw_only=True):
     container_id: str = ""
     pid: int = 0
+    hostname: str = ""
+    """Where its service names one: as it was expanded on the node."""
     exit_code: int = 0
     exit_known: bool = True
     """False when the container ended while nobody watched: the code is then 0 and the error says so."""

@@ -81,6 +81,11 @@ def own_names(task: Task) -> tuple[str, ...]:
     return (task.name, f"{task.slot}.{task.service_name}") if task.slot else (task.name,)
 
 
+def chosen_hostname(config: ContainerConfig) -> str:
+    """Empty where its service chose none: then it has its short id."""
+    return config.hostname if config.hostname != config.id[:12] else ""
+
+
 def build(
     item: TaskItem,
     spec: ContainerSpec,

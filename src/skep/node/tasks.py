@@ -30,6 +30,7 @@ from skep.node.container import (
     TASK_ID,
     NodeFacts,
     build,
+    chosen_hostname,
     expanded,
     healthcheck_of,
     lowered,
@@ -371,6 +372,7 @@ class TaskRuntime:
             container=ContainerStatus(
                 container_id=container.config.id,
                 pid=container.pid,
+                hostname=chosen_hostname(container.config),
                 exit_code=ended.code if ended is not None else 0,
                 exit_known=ended is None or ended.known,
             ),

@@ -156,6 +156,7 @@ def endpoint_items(task: Task) -> Iterator[EndpointItem]:
                 address=attachment.addresses[0].partition("/")[0],
                 serving=serving(task),
                 names=endpoint_names(task, attachment),
+                hostname=_hostname(task),
             )
 
 
@@ -179,6 +180,12 @@ def _short_id(task: Task) -> str:
         return plain.container_id[:SHORT_ID]
     container = task.status.container if task.status.state is TaskState.RUNNING else None
     return container.container_id[:SHORT_ID] if container else ""
+
+
+def _hostname(task: Task) -> str:
+    """Likewise."""
+    container = task.status.container if task.status.state is TaskState.RUNNING else None
+    return container.hostname if container else ""
 
 
 def networks_of(task: Task | None) -> tuple[str, ...]:
