@@ -491,3 +491,29 @@ def test_changes_of_what_is_being_removed() -> None:
                 await engine.changes(made.id)
 
     asyncio.run(main())
+
+
+def test_whoever_looks_into_what_is_being_removed_is_told_so() -> None:
+    async def main() -> None:
+        async with running_engine() as engine:
+
+            async def look(id: str) -> str:
+                try:
+                    await engine.stat_path(id, "/etc")
+                except NotFound as error:
+                    return error.message
+                return "seen"
+
+            told = set()
+            for turn in range(30):
+                made = config("true")
+                await engine.create(made)
+                async with asyncio.TaskGroup() as group:
+                    looks = [group.create_task(look(made.id)) for _ in range(3)]
+                    for _ in range(turn):
+                        await asyncio.sleep(0)
+                    group.create_task(engine.remove(made.id))
+                told |= {look.result().replace(made.id, "X") for look in looks}
+            assert told <= {"seen", "No such container: X"} and told
+
+    asyncio.run(main())

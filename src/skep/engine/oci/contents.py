@@ -53,12 +53,12 @@ class Contents(Core):
     async def stat_path(self, id: str, path: str) -> PathStat:
         entry = self._entry(id)
         async with self._view(entry) as view:
-            return await self._outside(partial(view.stat, clean(path)))
+            return await self._inside(partial(view.stat, clean(path)))
 
     async def read_archive(self, id: str, path: str) -> AsyncGenerator[bytes, None]:
         entry = self._entry(id)
         async with self._view(entry) as view:
-            folder, arguments = await self._outside(partial(archive.source, view, clean(path)))
+            folder, arguments = await self._inside(partial(archive.source, view, clean(path)), lambda found: os.close(found[0]))
             async with aclosing(self._tar(folder, arguments)) as chunks:
                 async for chunk in chunks:
                     yield chunk
@@ -66,9 +66,12 @@ class Contents(Core):
     async def export(self, id: str) -> AsyncGenerator[bytes, None]:
         entry = self._entry(id)
         async with self._view(entry, volumes=False) as view:
-            folder = await self._outside(partial(view.open, "/", os.O_RDONLY | os.O_DIRECTORY))
-            names = sorted(await self._outside(partial(os.listdir, folder)))
-            arguments = [f"--add-file={name}" for name in names] or ["--files-from=/dev/null"]
+
+            def everything() -> tuple[int, list[str]]:
+                names = sorted(os.listdir(f"/proc/self/fd/{view.root}"))
+                return view.open("/", os.O_RDONLY | os.O_DIRECTORY), [f"--add-file={name}" for name in names] or ["--files-from=/dev/null"]
+
+            folder, arguments = await self._inside(everything, lambda found: os.close(found[0]))
             async with aclosing(self._tar(folder, arguments)) as chunks:
                 async for chunk in chunks:
                     yield chunk
@@ -95,7 +98,7 @@ class Contents(Core):
                     owner = identity.uid, identity.gid
                 return archive.Unpacking(view, clean(path), keep_type=keep_type, owner=owner)
 
-            await self._pour(data, await self._outside(prepare))
+            await self._pour(data, await self._inside(prepare))
 
     async def _pour(self, data: AsyncIterator[bytes], unpacking: archive.Unpacking) -> None:
         """The data through a socket to a thread of its own, which takes as long as the sender does. When the thread fails nobody reads
@@ -147,6 +150,22 @@ class Contents(Core):
     async def _outside(self, work: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._operations.outside, work)
 
+    async def _inside(self, work: Callable[[], T], close: Callable[[T], None] = lambda _: None) -> T:
+        """What uses or opens descriptors. A thread cannot be cancelled: this does not return before it has ended, so nothing is closed
+        under its hands, and what it has opened for somebody who does not wait any more is closed."""
+        opening = self._loop.run_in_executor(self._operations.outside, work)
+        cancelled = False
+        while not opening.done():
+            try:
+                await asyncio.wait((opening,))
+            except asyncio.CancelledError:
+                cancelled = True
+        if not cancelled:
+            return opening.result()
+        if opening.exception() is None:
+            close(opening.result())
+        raise asyncio.CancelledError
+
     @asynccontextmanager
     async def _view(self, entry: Entry, *, volumes: bool = True) -> AsyncIterator[View]:
         entry.viewers += 1
@@ -161,11 +180,17 @@ class Contents(Core):
             mounts = (*self._etc(entry), *config.mounts) if volumes else ()
             rootfs = str(self._folders.rootfs(entry.id))
             try:
-                view = await self._outside(partial(open_view, entry.id, rootfs, mounts, config.read_only and volumes))
+                view = await self._inside(partial(open_view, entry.id, rootfs, mounts, config.read_only and volumes), View.close)
             except OSError as error:
+                await self._operations.settle(entry)
+                self._entry(entry.id)  # removed meanwhile
                 raise SkepError(f"cannot look into container {entry.id}: {error.strerror}") from None
             try:
                 yield view
+            except NotFound:
+                await self._operations.settle(entry)
+                self._entry(entry.id)  # the file is gone because all of it goes
+                raise
             finally:
                 view.close()
         finally:
