@@ -124,6 +124,8 @@ def describe(error: Exception, url: URL, method: str = "Get") -> str:
     shown = f'{method} "{url.with_user(None).with_query(None).with_fragment(None)}": '
     if isinstance(error, TimeoutError):
         return shown + "net/http: request canceled (Client.Timeout exceeded while awaiting headers)"
+    if isinstance(error, aiohttp.InvalidURL):  # a host of digits that make no address: in Go a name like any other
+        return shown + f"dial tcp: lookup {url.host}: no such host"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return shown + f"dial tcp: lookup {url.host}: " + ("i/o timeout" if isinstance(error.os_error, TimeoutError) else "no such host")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
