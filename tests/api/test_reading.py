@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skep.api.body import read_json, without_nulls
+from skep.api.body import convert, read_json, without_nulls
 from skep.api.filters import Filters, parse, swarm_labels
 from skep.api.gojson import syntax_error
 from skep.api.query import go_bool, loose_bool, tail, version, when
@@ -22,6 +22,7 @@ from skep.clock import SECOND
 from skep.engine.base import Progress
 from skep.errors import Invalid
 from skep.model.spec import TaskSpec
+from skep.node.plain_config import UpdateRequest
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,14 @@ def test_a_number_that_no_file_can_hold_is_refused_wherever_it_stands(given: dic
     with pytest.raises(Invalid, match="cannot unmarshal number"):
         check_numbers(TaskSpec(plugin_spec=given))
     check_numbers(TaskSpec(plugin_spec={"x": 2**63 - 1, "y": [True, 1.5, "z"]}))
+
+
+def test_every_body_is_looked_at_for_such_numbers() -> None:
+    with pytest.raises(
+        Invalid, match="cannot unmarshal number 9223372036854775808 into Go struct field cpu_realtime_runtime of type int64"
+    ):
+        convert({"CpuRealtimeRuntime": 1 << 63}, UpdateRequest)
+    assert convert({"CpuRealtimeRuntime": (1 << 63) - 1, "Unknown": 1 << 80}, UpdateRequest).cpu_realtime_runtime == (1 << 63) - 1
 
 
 def test_json_that_nests_without_end_is_refused() -> None:

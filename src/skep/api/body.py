@@ -13,6 +13,7 @@ from aiohttp import web
 
 from skep.api.gojson import syntax_error
 from skep.api.spelling import spelled
+from skep.api.wire.canonical import check_numbers
 from skep.errors import Invalid
 
 T = TypeVar("T")
@@ -55,9 +56,11 @@ async def read_json(request: web.Request) -> Any:
 
 def convert(value: Any, kind: type[T]) -> T:
     try:
-        return msgspec.convert(spelled(value, kind), kind)
+        found = msgspec.convert(spelled(value, kind), kind)
     except msgspec.ValidationError as error:
         raise Invalid(f"invalid JSON: {error}") from None
+    check_numbers(found)
+    return found
 
 
 async def decode_body(request: web.Request, kind: type[T]) -> T:

@@ -9,7 +9,6 @@ from aiohttp import web
 from skep.api.context import InitRequest, JoinRequest
 from skep.api.query import go_bool, loose_bool, version
 from skep.api.routing import Call, Routes, answer, nothing
-from skep.api.wire.canonical import check_numbers
 from skep.api.wire.cluster import cluster
 from skep.errors import Conflict, Invalid, NotImplementedHere, Unavailable
 from skep.model.base import Spec
@@ -76,7 +75,6 @@ def _check_pools(body: InitBody) -> None:
 @ROUTES.add("POST", "/swarm/init")
 async def init(call: Call) -> web.StreamResponse:
     body = await call.body(InitBody)
-    check_numbers(body)
     if call.context.swarm.info().state in ("inactive", "error"):
         _check_place(body.availability, body.advertise_addr, body.data_path_addr)
         _check_pools(body)
@@ -135,7 +133,6 @@ async def inspect(call: Call) -> web.StreamResponse:
 @ROUTES.add("POST", "/swarm/update")
 async def update(call: Call) -> web.StreamResponse:
     spec = await call.body(ClusterSpec)
-    check_numbers(spec)
     number = version(call.query, "swarm")
     worker = go_bool(call.query, "rotateWorkerToken", reason=False)
     manager = go_bool(call.query, "rotateManagerToken", reason=False)
