@@ -177,6 +177,20 @@ def test_own_names_mean_the_address_on_the_network_asked_about() -> None:
     assert ask("me.1.x", "new", own=(), own_names=("me.1.x",)) is FORWARD
 
 
+def test_an_own_alias_means_something_on_its_own_network_only() -> None:
+    own = {"own": ("10.0.1.50", "10.0.2.50"), "own_names": ("me",), "aliases": {"n2": ("Web", "other")}}
+    assert ask("other", "n1", "n2", **own) == ["10.0.2.50"]
+    assert ask("web", "n1", "n2", **own) == ["10.0.1.2"], "the service of the other network, and never itself"
+    assert ask("web", "n2", "n1", **own) == ["10.0.2.50"]
+    assert ask("me", "n1", "n2", **own) == ["10.0.1.50"]
+
+
+def test_own_names_mean_nothing_on_the_predefined_bridge_while_they_do_elsewhere() -> None:
+    own = {"own": ("172.17.0.3", "10.0.1.50"), "own_names": ("me",), "aliases": {"n1": ("one",)}}
+    assert ask("me", "bridge", "n1", **own) == ["10.0.1.50"] == ask("me.net1", "bridge", "n1", **own)
+    assert ask("me", "bridge", own=("172.17.0.3",), own_names=("me",)) == ["172.17.0.3"]
+
+
 def test_links_come_first() -> None:
     assert ask("web", "n1", links={"Web": "1.2.3.4"}) == ["1.2.3.4"]
     assert ask("4.3.2.1.in-addr.arpa", "n1", links={"x": "1.2.3.4"}) == "x"

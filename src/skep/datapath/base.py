@@ -74,6 +74,8 @@ class Resolving(msgspec.Struct, frozen=True, kw_only=True):
     """Where what the cluster and the node do not know is asked (`--dns`); empty: the node's resolvers."""
     own_names: tuple[str, ...] = ()
     """Names that resolve to its own address on the network asked about, whether or not it is announced to others yet."""
+    aliases: Mapping[str, tuple[str, ...]] = {}
+    """By network id: likewise, on that network only."""
     links: Mapping[str, str] = {}
     """Names of its own making (`--link`): name -> address."""
 

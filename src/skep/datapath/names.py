@@ -39,6 +39,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     networks: tuple[str, ...] = ()
     """In order of asking."""
     own_names: tuple[str, ...] = ()
+    aliases: Mapping[str, tuple[str, ...]] = {}
+    """By network: likewise, there only."""
     title: str = ""
     """The first of them as it is written."""
     links: Mapping[str, str] = {}
@@ -51,6 +53,7 @@ def view_of(networks: tuple[str, ...], resolving: Resolving, addresses: tuple[st
     return View(
         networks=networks,
         own_names=tuple(plain(name) for name in resolving.own_names),
+        aliases={id: tuple(map(plain, names)) for id, names in resolving.aliases.items()},
         title=next(iter(resolving.own_names), ""),
         links={plain(name): address for name, address in resolving.links.items()},
         servers=resolving.servers,
@@ -75,15 +78,16 @@ def look_up(tables: Mapping[str, Table], view: View, name: str) -> Answer | Fate
 
 
 def _asked(tables: Mapping[str, Table], view: View) -> list[tuple[int, Table]]:
-    """The container's networks that are known here, ingress last, each with its place among the container's."""
+    """The container's networks that are known here, ingress and those without names of others last, each with its place among the
+    container's."""
     known = [(i, tables.get(id) or Table(id)) for i, id in enumerate(view.networks)]
-    return sorted(known, key=lambda it: it[1].ingress)
+    return sorted(known, key=lambda it: it[1].ingress or not it[1].resolves)
 
 
 def _on(table: Table, view: View, index: int, name: str) -> tuple[str, ...]:
     """Addresses of a name on one network; the container's own among them, announced or not."""
     found = table.entries.get(name, ()) if table.resolves else ()
-    if name in view.own_names:
+    if name in view.own_names or name in view.aliases.get(table.id, ()):
         own = _own_address(table, view, index)
         if own and own not in found:
             return (*found, own)

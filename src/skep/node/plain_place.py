@@ -355,9 +355,10 @@ class Places:
         return Placed(netns=f"/proc/{other.pid}/ns/net", hosts=other.config.hosts, resolv_conf=other.config.resolv_conf)
 
     def _resolving(self, container: Container, record: Record, joined: Sequence[Joined]) -> Resolving:
-        names = tuple(dict.fromkeys(name for one in joined for name in own_names(container, record, one.settings)))
+        names = own_names(container, record, EndpointSettings())
+        aliases = {one.network_id: tuple(one.settings.aliases) for one in joined if one.settings.aliases}
         links = {name: address for one in joined for address, others in self._links(record, one) for name in others}
-        return Resolving(servers=record.host.dns, own_names=names, links=links)
+        return Resolving(servers=record.host.dns, own_names=names, aliases=aliases, links=links)
 
     def _links(self, record: Record, one: Joined) -> list[tuple[str, tuple[str, ...]]]:
         """(address, names) of the containers it is linked to on this network."""
