@@ -22,7 +22,6 @@ class ExecInstance:
         self.attach_stderr = True
         self.detach_keys = ""
         self.process: Exec | None = None
-        self.pid = 0
         self.started = False
         self.exit_code: int | None = None
         self.ended_at = 0
@@ -30,6 +29,11 @@ class ExecInstance:
     @property
     def running(self) -> bool:
         return self.process is not None and self.exit_code is None
+
+    @property
+    def pid(self) -> int:
+        """0 until there is a process."""
+        return self.process.pid if self.process is not None else 0
 
     def end(self, code: int, at: int) -> None:
         self.exit_code = code

@@ -298,7 +298,9 @@ class Streams(Protocol):
         """Half-close: end of file for the process, output goes on."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Nobody is attached any more. A container goes on, and so does a process that exec began: its output is thrown away then."""
+        ...
 
 
 class Exec(Protocol):

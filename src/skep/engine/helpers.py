@@ -1,10 +1,12 @@
-"""The end of a program that was started to help: it is reaped, and nothing of it stays open."""
+"""The end of a program or a thread that was started to help: it is waited for, nothing of it stays open or goes on behind our back."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from typing import TypeVar
 
+T = TypeVar("T")
 _CHUNK = 1 << 16
 
 
@@ -21,3 +23,17 @@ async def end(process: asyncio.subprocess.Process) -> None:
         while pipe is not None and await pipe.read(_CHUNK):
             pass
     await process.wait()
+
+
+async def settled(step: asyncio.Future[T]) -> T:
+    """A thread cannot be cancelled, and must not outlive what guards it: when we are, not before it has ended."""
+    cancelled = False
+    while not step.done():
+        try:
+            await asyncio.wait((step,))
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        step.exception()  # nobody waits for it
+        raise asyncio.CancelledError
+    return step.result()

@@ -136,8 +136,9 @@ async def attach(call: Call) -> web.StreamResponse:
 
 async def _drain(streams: Streams) -> None:
     """Its output is read from the log; here it must not stand in the process' way."""
-    async for _ in streams.output():
-        pass
+    async with aclosing(streams.output()) as output:
+        async for _ in output:
+            pass
 
 
 class _Replayed:
@@ -148,9 +149,8 @@ class _Replayed:
         self._records = records
 
     async def output(self) -> AsyncGenerator[tuple[int, bytes], None]:
-        async with aclosing(self._records) as records:
-            async for record in records:
-                yield record.stream, record.data
+        async for record in self._records:
+            yield record.stream, record.data
 
     async def write(self, data: bytes) -> None:
         await self._streams.write(data)
@@ -159,6 +159,7 @@ class _Replayed:
         await self._streams.close_stdin()
 
     async def close(self) -> None:
+        await self._records.aclose()
         await self._streams.close()
 
 

@@ -183,14 +183,14 @@ async def logs(call: Call) -> web.StreamResponse:
 
     async def lines() -> AsyncGenerator[bytes, None]:
         try:
-            async with contextlib.aclosing(records):
-                async for record in records:
-                    yield text.render(record.at, record.stream, record.data, details)
+            async for record in records:
+                yield text.render(record.at, record.stream, record.data, details)
         except SkepError as error:
             yield text.failure(error.message)
 
-    response = await begin(call, stream_type(call, config.tty))
-    await send_lines(response, lines())
+    async with contextlib.aclosing(records):  # it holds the log's files from the first moment on
+        response = await begin(call, stream_type(call, config.tty))
+        await send_lines(response, lines())
     return response
 
 

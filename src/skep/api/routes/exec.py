@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -121,7 +122,7 @@ async def _run(call: Call, instance: ExecInstance, config: ExecConfig) -> Exec:
         missing = "not found" in error.text or "no such file" in error.text
         instance.end(127 if missing else 126, call.context.clock.now())
         raise
-    instance.process, instance.pid = process, process.pid
+    instance.process = process
     _publish(call, instance, f"exec_start: {' '.join(config.args)}")
 
     async def note_exit() -> None:
@@ -145,8 +146,9 @@ async def _start_detached(call: Call, instance: ExecInstance, config: ExecConfig
 
     async def drain() -> None:
         """Nobody reads its output, and it must not block on it."""
-        async for _ in process.streams.output():
-            pass
+        async with aclosing(process.streams.output()) as output:
+            async for _ in output:
+                pass
         await process.streams.close()
 
     call.state.spawn(drain())

@@ -15,7 +15,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
-from skep.engine import trees
+from skep.engine import helpers, trees
 from skep.engine.base import Mount, PathStat, Stats
 from skep.engine.oci import archive, bundle, changes, usage
 from skep.engine.oci.core import Core
@@ -134,15 +134,11 @@ class Contents(Core):
                     await loop.sock_sendall(ours, chunk)
         finally:
             ours.close()
-            cancelled = False
-            while not done.done():
-                try:
-                    await asyncio.wait((done,))
-                except asyncio.CancelledError:
-                    cancelled = True
-            thread.join()
-            if cancelled:
-                raise asyncio.CancelledError
+            try:
+                with suppress(Exception):  # told below, where nothing else comes first
+                    await helpers.settled(done)
+            finally:
+                thread.join()
         done.result()
 
     # the view
@@ -154,17 +150,12 @@ class Contents(Core):
         """What uses or opens descriptors. A thread cannot be cancelled: this does not return before it has ended, so nothing is closed
         under its hands, and what it has opened for somebody who does not wait any more is closed."""
         opening = self._loop.run_in_executor(self._operations.outside, work)
-        cancelled = False
-        while not opening.done():
-            try:
-                await asyncio.wait((opening,))
-            except asyncio.CancelledError:
-                cancelled = True
-        if not cancelled:
-            return opening.result()
-        if opening.exception() is None:
-            close(opening.result())
-        raise asyncio.CancelledError
+        try:
+            return await helpers.settled(opening)
+        except asyncio.CancelledError:
+            if opening.exception() is None:
+                close(opening.result())
+            raise
 
     @asynccontextmanager
     async def _view(self, entry: Entry, *, volumes: bool = True) -> AsyncIterator[View]:

@@ -28,6 +28,7 @@ import msgspec
 
 from skep.engine import trees
 from skep.engine.base import Progress
+from skep.engine.helpers import settled
 from skep.engine.oci.files import flush_file_system, write_file
 from skep.engine.oci.manifest import Descriptor
 from skep.engine.oci.partial import Partials
@@ -241,13 +242,13 @@ class Layers:
                 raise TooMuch(f"{shortage(self._layers) or 'no space left'} for the layer on {self._layers}") from None
             raise SkepError(f"the layer cannot be kept: {(error.strerror or str(error)).lower()}: {self._layers}") from None
         finally:
-            await _settled(loop.run_in_executor(self.executor, _erase, making))
+            await settled(loop.run_in_executor(self.executor, _erase, making))
 
     async def _keep(self, making: Path, name: str, kept: Record) -> None:
         """It is known as soon as it is in its place, also when nobody waits for it any more."""
         settling = asyncio.get_running_loop().run_in_executor(self.executor, _settle, making, self._layers / name, kept)
         try:
-            await _settled(settling)
+            await settled(settling)
         finally:
             if settling.exception() is None and name not in self._records:
                 self._records[name] = kept
@@ -306,19 +307,6 @@ def _settle(making: Path, final: Path, record: Record) -> None:
         # the same layer came another way meanwhile (pulled, and loaded from an archive)
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not (final / "layer.json").exists():
             raise
-
-
-async def _settled(step: asyncio.Future[None]) -> None:
-    """A thread must not outlive what guards it: when cancelled, not before it has ended."""
-    cancelled = False
-    while not step.done():
-        try:
-            await asyncio.wait([step])
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
-    step.result()
 
 
 async def _watched(source: AsyncGenerator[bytes, None], blob: Descriptor, report: Report) -> AsyncGenerator[bytes, None]:

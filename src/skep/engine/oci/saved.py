@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from skep.engine.helpers import settled
 from skep.engine.oci.compression import LONGEST_MAGIC, Decompressor, decompressor, sniff
 from skep.engine.oci.imagearchive import NAME, TAG, Archive, Place, Saved
 from skep.engine.oci.layers import Layers
@@ -107,17 +108,8 @@ class _Spool:
 async def _spool(data: AsyncIterator[bytes], file: BinaryIO, folder: Path, executor: Executor) -> None:
     loop, spool = asyncio.get_running_loop(), _Spool(file, folder)
     async for chunk in data:
-        await _settled(loop.run_in_executor(executor, spool.feed, chunk))
-    await _settled(loop.run_in_executor(executor, spool.finish))
-
-
-async def _settled(step: asyncio.Future[Any]) -> None:
-    """A thread must not outlive the file it writes to."""
-    try:
-        await asyncio.shield(step)
-    except asyncio.CancelledError:
-        await asyncio.wait([step])
-        raise
+        await settled(loop.run_in_executor(executor, spool.feed, chunk))
+    await settled(loop.run_in_executor(executor, spool.finish))
 
 
 async def _load_one(saved: Saved, archive: Archive, file: BinaryIO, layers: Layers, adopt: Adopt) -> list[str]:

@@ -307,5 +307,5 @@ class PipeStreams:
         self._flow.discard()
 
     async def close(self) -> None:
-        await self.close_stdin()
-        self.finish()
+        """Whoever holds the process closes the pipes when it has ended (`finish`): closed now, they would end it."""
+        self.discard()

@@ -166,6 +166,9 @@ async def unpack(
     except OSError as error:
         os.close(writing)
         raise SkepError(f"tar cannot be run: {error.strerror}") from None
+    except BaseException:
+        os.close(writing)
+        raise
     finally:
         os.close(reading)
     funnel = _Funnel(compression, writing, target, limit, record)
@@ -191,7 +194,7 @@ async def unpack(
         if reason := shortage(target):
             raise TooMuch(f"{reason} for the layer on {target}")
         raise SkepError(f"the layer cannot be unpacked: {complaint.result() or f'tar ended with {code}'}")
-    size = await loop.run_in_executor(executor, settle, target)
+    size = await helpers.settled(loop.run_in_executor(executor, settle, target))
     return Unpacked(diff_id=f"sha256:{funnel.inner.hexdigest()}", digest=got, size=size, total=funnel.unpacked)
 
 
@@ -199,17 +202,19 @@ async def _pour(source: AsyncIterator[bytes], funnel: _Funnel, executor: Executo
     """The thread must not outlive us: it writes to a descriptor that is closed afterwards."""
     loop = asyncio.get_running_loop()
     async for chunk in source:
-        step = loop.run_in_executor(executor, funnel.feed, chunk)
-        try:
-            await asyncio.shield(step)
-        except BaseException:
-            with suppress(ProcessLookupError):
-                tar.kill()
-            while not step.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([step])
-            raise
-    await loop.run_in_executor(executor, funnel.finish)
+        await _step(loop.run_in_executor(executor, funnel.feed, chunk), tar)
+    await _step(loop.run_in_executor(executor, funnel.finish), tar)
+
+
+async def _step(step: asyncio.Future[None], tar: asyncio.subprocess.Process) -> None:
+    """Without tar a thread that waits for room in its pipe goes on, and ends."""
+    try:
+        await asyncio.shield(step)
+    except BaseException:
+        with suppress(ProcessLookupError):
+            tar.kill()
+        await helpers.settled(step)
+        raise
 
 
 async def _complaint(tar: asyncio.subprocess.Process) -> str:
