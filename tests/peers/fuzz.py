@@ -257,7 +257,7 @@ def complaint(request: Request, status: int, kind: str, body: bytes) -> str:
     if len(said["message"]) > 20_000:
         return f"a message of {len(said['message'])} characters"
     path = urlsplit(request.target).path
-    asks_a_registry = path.endswith("/auth") or "/distribution/" in path
+    asks_a_registry = path.endswith(("/auth", "/images/create")) or "/distribution/" in path
     dockers = (*DOCKERS_OWN_500, UNREACHED) if asks_a_registry else DOCKERS_OWN_500
     if status == 500 and not any(known.fullmatch(said["message"]) for known in dockers):
         return f"500 {said['message'][:500]}"

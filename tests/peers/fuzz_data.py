@@ -201,4 +201,4 @@ DOCKERS_OWN_500 = tuple(
 """Answers with 500 that Docker gives too, with the case in which it does."""
 
 UNREACHED = re.compile(r"(?s)Get \"https?://.*\": (dial tcp.*: .+|tls: .+|net/http: request canceled .+)")
-"""500 of credentials and digests alone: the registry cannot be reached."""
+"""500 of credentials, digests and pulls alone: the registry cannot be reached."""
