@@ -377,6 +377,17 @@ def test_a_spec_comes_back_as_it_went_in() -> None:
     play(scene)
 
 
+def test_a_ratio_of_nothing_is_written_as_go_writes_it() -> None:
+    async def scene(client: Client, world: FakeContext) -> None:
+        await client.ask("POST", "/swarm/init", INIT)
+        await client.ask("POST", "/services/create", {**SPEC, "UpdateConfig": {"MaxFailureRatio": 0}})
+        for path in ("/services/web", "/services/web?insertDefaults=true"):
+            raw = (await client.ask("GET", path)).raw
+            assert b'"MaxFailureRatio":0,' in raw and b"0.0" not in raw
+
+    play(scene)
+
+
 def test_credentials_are_kept_and_never_shown() -> None:
     async def scene(client: Client, world: FakeContext) -> None:
         await client.ask("POST", "/swarm/init", INIT)

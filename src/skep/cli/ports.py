@@ -61,10 +61,20 @@ def _short_ports(text: str) -> list[dict[str, Any]]:
     if published and end - begin != last - first and first != last:
         raise Bad(f"invalid ranges specified for container and host Ports: {target} and {published}")
     if address:
+        _check_address(address)
         raise Bad("hostip is not supported")
     if published and first == last and begin != end:
         return [_port(first, number, (protocol or "tcp").lower(), "ingress") for number in range(begin, end + 1)]
     return [_port(first + n, begin + n if published else 0, (protocol or "tcp").lower(), "ingress") for n in range(last - first + 1)]
+
+
+def _check_address(text: str) -> None:
+    from ipaddress import ip_address
+
+    try:
+        ip_address(text)
+    except ValueError:
+        raise Bad(f"invalid IP address: {text}") from None
 
 
 def _port_parts(spec: str) -> tuple[str, str, str]:

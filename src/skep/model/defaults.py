@@ -50,7 +50,7 @@ class Rollout(msgspec.Struct, frozen=True):
     delay: int
     failure_action: FailureAction
     monitor: int
-    max_failure_ratio: float
+    max_failure_ratio: int | float
     order: Order
 
 
@@ -64,7 +64,7 @@ def restarting(spec: TaskSpec) -> Restarting:
 def rollout(config: UpdateConfig | None) -> Rollout:
     """An absent config: one at a time, pause on failure, 5 s of monitoring. In a given one, `parallelism: 0` means all at once."""
     if config is None:
-        return Rollout(1, 0, FailureAction.PAUSE, MONITOR, 0.0, Order.STOP_FIRST)
+        return Rollout(1, 0, FailureAction.PAUSE, MONITOR, 0, Order.STOP_FIRST)
     return Rollout(
         config.parallelism,
         config.delay,

@@ -290,7 +290,8 @@ class UpdateConfig(Spec, frozen=True, kw_only=True):
     delay: int = 0
     failure_action: str = ""
     monitor: int = 0
-    max_failure_ratio: float = always(0)
+    max_failure_ratio: int | float = always(0)
+    """Shown as it was said: 0 stays 0, as Go writes it."""
     order: str = always("")
 
 
