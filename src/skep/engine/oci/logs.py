@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from skep.engine.base import LogRecord
+from skep.engine.helpers import settled
 from skep.engine.oci.inotify import Inotify
 
 NAME = "log"
@@ -280,11 +281,18 @@ async def records(
                 inotify.watch(str(folder), wake)
             except FileNotFoundError:  # the container was removed
                 gone = True
-        reader = await asyncio.to_thread(Reader, folder, tail, streams, not follow, opened)
+        loop = asyncio.get_running_loop()
+        opening = loop.run_in_executor(None, Reader, folder, tail, streams, not follow, opened)
+        try:
+            reader = await settled(opening)
+        except asyncio.CancelledError:
+            if opening.exception() is None:
+                opening.result().close()
+            raise
         while True:
             news.clear()
             over = gone or ended()
-            found = await asyncio.to_thread(reader.read)
+            found = await settled(loop.run_in_executor(None, reader.read))
             if found is None:
                 if over or not follow:
                     found = reader.rest() if over else []
