@@ -115,6 +115,10 @@ DAMAGE: dict[str, tuple[Callable[[Node], None], str]] = {
     ),
     "an address": (lambda n: inside(n, "ip", "addr", "del", f"{VIP}/32", "dev", "lo"), r"address 10\.0\.1\.2 on lo was missing"),
     "a rule": (lambda n: inside(n, "ip", "rule", "del", "fwmark", "2"), "rule fwmark 2 lookup 102 was missing"),
+    "the rule for what has no mark": (
+        lambda n: inside(n, "ip", "rule", "del", "fwmark", "0/0xffffffff", "lookup", "main"),
+        "rule fwmark 0 lookup main was missing",
+    ),
     "a group": (
         lambda n: inside(n, "ip", "link", "set", link_of(n, "10-0-1-10"), "group", "4096"),
         "group 4097 of link v-.* was another: 4096",

@@ -76,6 +76,7 @@ def test_one_network_and_one_other_node() -> None:
         Forwarding("vx4096", "02:fe:00:00:00:02", "192.168.1.2"),
         Route(MAIN, "169.254.0.2", "", "vx4096"),
         Route(102, "", "169.254.0.2", "vx4096"),
+        Rule(0, MAIN),
         Rule(2, 102),
         Element(ROUTER, "samenet", "4096 . 4096"),
         Element(ROUTER, "egress", "4096"),

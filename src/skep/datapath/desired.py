@@ -308,7 +308,7 @@ def _mesh_facts(link: str, own: PeerItem, peers: list[PeerItem], mtus: Mapping[i
         facts.add(Route(MAIN, to, "", link))
         if peer.index <= KEPT:
             facts.add(Element(ROUTER, "ways", link_mac(peer.index), str(peer.index)))
-            facts.add(Rule(peer.index, WAYS + peer.index))
+            facts |= {Rule(0, MAIN), Rule(peer.index, WAYS + peer.index)}
             facts.add(Route(WAYS + peer.index, "", to, link, mtus[peer.index]))
     if own.index <= KEPT:
         low, high = source_ports(own.index, max([own.index, *(p.index for p in peers)]))

@@ -81,6 +81,8 @@ class HostRoute(Fact, frozen=True, gc=False):
 
 
 class Rule(Fact, frozen=True, gc=False):
+    """`mark` 0: what has none, and is asked first. Without it each packet is compared with the mark of each node."""
+
     mark: int
     table: int
 

@@ -15,6 +15,8 @@ from skep.datapath.router import NOT_FOR_CONTAINERS, Router, delete_links
 from skep.errors import SkepError
 
 AF_BRIDGE = 7
+FIRST_RULE = 1000
+"""Priority of the rule for what has no mark; an earlier version's rules have none said, which is 32765 and downwards."""
 VNI_WAIT = 5.0
 """Seconds."""
 
@@ -147,7 +149,7 @@ class Kernel:
         if isinstance(fact, Address):
             return netlink.address(self._index_or_none(fact.link, delete), fact.address, 32, delete=delete, what=fact.link)
         if isinstance(fact, Rule):
-            return netlink.rule(table=fact.table, mark=fact.mark, delete=delete)
+            return netlink.rule(table=fact.table, mark=fact.mark, priority=0 if delete else FIRST_RULE + fact.mark, delete=delete)
         if isinstance(fact, Group):
             return netlink.set_link(self.index(fact.link), f"{fact.link} group {fact.group}", group=fact.group)
         raise TypeError(f"no netlink message for {fact}")

@@ -151,9 +151,10 @@ def route(
 
 
 def rule(*, table: int, mark: int = 0, source: str = "", priority: int = 0, delete: bool = False) -> Message:
+    """By `source`, or else by `mark`, of which every bit counts: 0 is what has none."""
     body = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 32 if source else 0, 0, table if table < 256 else 0, 0, 0, 1, 0)
-    body += u32(15, table) + (u32(10, mark) if mark else b"") + (ip(2, source) if source else b"") + (u32(6, priority) if priority else b"")
-    verb = f"rule {'del' if delete else 'add'} " + (f"fwmark {mark}" if mark else f"from {source}") + f" lookup {table}"
+    body += u32(15, table) + (ip(2, source) if source else u32(10, mark) + u32(16, 0xFFFFFFFF)) + (u32(6, priority) if priority else b"")
+    verb = f"rule {'del' if delete else 'add'} " + (f"from {source}" if source else f"fwmark {mark}") + f" lookup {table}"
     if delete:
         return Message(DELRULE, REQUEST | ACK, body, verb, (errno.ENOENT,))
     return Message(NEWRULE, REQUEST | ACK | CREATE | EXCL, body, verb, (errno.EEXIST,))
@@ -334,6 +335,7 @@ class Socket:
         out = []
         for body in self.dump(GETRULE, struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)):
             a = attributes(body, 12)
-            if 10 in a:
-                out.append(RuleSeen(number(a[10]), number(a.get(15)) or body[4]))
+            if 10 in a or 16 in a:
+                # of mark 0 the kernel says the mask alone
+                out.append(RuleSeen(number(a.get(10)), number(a.get(15)) or body[4]))
         return out

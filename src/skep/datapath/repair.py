@@ -118,7 +118,7 @@ def name(fact: Fact) -> str:
         table = "" if fact.table == MAIN else f" table {fact.table}"
         return f"route {fact.destination or 'default'} via {fact.via or 'no node'} dev {fact.link}{table}"
     if isinstance(fact, Rule):
-        return f"rule fwmark {fact.mark} lookup {fact.table}"
+        return f"rule fwmark {fact.mark} lookup {'main' if fact.table == MAIN else fact.table}"
     if isinstance(fact, Chain):
         return f"nft chain {fact.name} ({fact.where})"
     if isinstance(fact, Element):
