@@ -12,6 +12,7 @@ from skep.errors import SkepError
 from skep.link.channel import decode_from_agent, decode_from_manager, encode
 from skep.link.messages import Checked, CheckWanted
 from skep.manager.check import Checks
+from skep.manager.nodes import down
 from skep.model.assignment import TaskItem
 from skep.model.check import NodeReport, fingerprint
 from skep.model.enums import NodeState
@@ -95,6 +96,14 @@ def test_who_does_not_answer_is_named() -> None:
         "c did not answer within 0 s",
     ]
     assert events[-1]["Done"]["Problems"] == 3 and list(events[-1]["Done"]["Silent"]) == ["b", "d", "c"]
+
+
+def test_a_node_that_has_left_the_cluster_is_no_fault() -> None:
+    nodes = Nodes({"a": NodeState.READY, "b": NodeState.READY})
+    (node,) = [node for node in nodes.store.all(Node) if node.hostname == "b"]
+    nodes.store.apply(down(node, "the node left the cluster", 1, left=True), by="test")
+    events = nodes.run()
+    assert problems(events) == [] and [id for id, _ in nodes.asked] == ["a"] and events[-1]["Done"]["Silent"] == {}
 
 
 def test_what_is_wrong_only_while_the_cluster_changes_is_not_said() -> None:

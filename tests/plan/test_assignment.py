@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from skep.model.assignment import DiscoveryItem
+from skep.model.enums import NodeState
 from skep.model.enums import TaskState as S
 from skep.model.node import Node, NodeDescription, NodeStatus
 from skep.model.service import Endpoint, Service, VirtualIP
@@ -119,6 +120,13 @@ def test_a_plain_container_is_known_by_the_names_it_came_with() -> None:
     spec = TaskSpec(network_attachment_spec=AttachmentSpec(container_id=CONTAINER))
     (item,) = endpoint_items(task(S.RUNNING, service_id="", service_name="", slot=0, spec=spec, attachments=(attachment,)))
     assert item.names == ("client", "c", "0123456789ab") and item.service_id == ""
+
+
+def test_a_node_that_is_down_is_a_peer_and_one_that_has_left_is_not() -> None:
+    for left in (False, True):
+        status = NodeStatus(addr="192.0.2.1", state=NodeState.DOWN, left=left)
+        item = peer_item(Node(id="n", spec=NodeSpec(), index=1, status=status))
+        assert (item is None) == left
 
 
 @pytest.mark.parametrize(("said", "told"), [(1500, 1500), (1400, 1400), (576, 576), (65535, 65535), (0, 0), (575, 0), (-1, 0), (65536, 0)])

@@ -7,6 +7,7 @@ import pytest
 from world import World, changes, ids, service_spec
 
 from skep.clock import DAY, SECOND
+from skep.manager.nodes import down
 from skep.model.cluster import Cluster
 from skep.model.enums import NodeState, TaskState
 from skep.model.spec import RestartPolicy, UpdateConfig
@@ -165,6 +166,20 @@ def test_tasks_of_a_removed_node_are_orphaned_at_once() -> None:
     assert all(status.state is S.ORPHANED and status.message == REMOVED for status in changes(plan.ops, "status").values())
     world.run(10)
     assert len(world.running()) == 2 and not set(lost) & set(ids(world.running()))
+
+
+def test_tasks_of_a_node_that_has_left_the_cluster_are_orphaned_at_once() -> None:
+    world = World(nodes=2)
+    world.create(service_spec(replicas=2))
+    world.run(10)
+    (lost,) = [task for task in world.running() if task.node_id == "n1"]
+    (operation,) = down(world.node("n1"), "the node left the cluster", world.now, left=True)
+    world.store.apply([operation])
+    plan = plan_liveness(world.store, "n1", world.now)
+    status = changes(plan.ops, "status")[lost.id]
+    assert (status.state, status.message) == (S.ORPHANED, "node n1 has left the cluster") and plan.look_again is None
+    world.run(10)
+    assert len(world.running()) == 2 and lost.id not in ids(world.running())
 
 
 def test_a_ready_node_is_left_alone() -> None:

@@ -71,6 +71,8 @@ class Checks:
         names: dict[str, str] = {}
         for node in sorted(self._store.all(Node), key=lambda n: n.hostname):
             names[node.id] = node.hostname or node.id
+            if node.status.left:
+                continue
             if node.status.state is not NodeState.READY:
                 silent[names[node.id]] = f"is {node.status.state.value}, so it was not asked"
                 continue

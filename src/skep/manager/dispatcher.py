@@ -251,7 +251,7 @@ class Dispatcher:
     def _leave(self, session: Session, now: int) -> None:
         self._deadlines.forget(session.node_id)
         self._write_reports(now)
-        if ops := down(self._store.get(Node, session.node_id), "the node left the cluster", now):
+        if ops := down(self._store.get(Node, session.node_id), "the node left the cluster", now, left=True):
             self._store.apply(ops, by=BY)
         self._close(session, "the node leaves the cluster")
 

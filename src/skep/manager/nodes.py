@@ -33,11 +33,11 @@ def doubted(node: Node, now: int) -> Op | None:
     return Change(Node, node.id, {"status": status}, "a manager has started and waits for the node's session")
 
 
-def down(node: Node | None, message: str, now: int) -> list[Op]:
-    """Nothing where it is gone, or down already."""
+def down(node: Node | None, message: str, now: int, *, left: bool = False) -> list[Op]:
+    """Nothing where it is gone, or down already. `left`: it said so itself, and does not come back."""
     if node is None or node.status.state is NodeState.DOWN:
         return []
-    status = msgspec.structs.replace(node.status, state=NodeState.DOWN, message=message, since=now)
+    status = msgspec.structs.replace(node.status, state=NodeState.DOWN, message=message, since=now, left=left)
     return [Change(Node, node.id, {"status": status}, message)]
 
 

@@ -51,6 +51,8 @@ class NodeStatus(Record, frozen=True, kw_only=True):
     addr: str = ""
     since: int = 0
     """When the state was last changed: orphaning is computed from it."""
+    left: bool = False
+    """Down for good: it said that it leaves the cluster. It comes back as another node, if at all."""
 
 
 class Certificate(Record, frozen=True, kw_only=True):

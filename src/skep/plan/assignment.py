@@ -120,8 +120,9 @@ def discovery_items(service: Service) -> Iterator[DiscoveryItem]:
 
 
 def peer_item(node: Node) -> PeerItem | None:
-    """None until it has an index and an address. A node that is down stays a peer: it may be cut off from the manager alone."""
-    if not node.index or not node.status.addr:
+    """None until it has an index and an address, and when it has left the cluster. A node that is down stays a peer: it may be cut off from
+    the manager alone."""
+    if not node.index or not node.status.addr or node.status.left:
         return None
     said = node.description.underlay_mtu if node.description is not None else 0
     mtu = said if NARROWEST <= said <= WIDEST else 0

@@ -1,6 +1,7 @@
 """Tasks of nodes that are gone: nobody will ever report on them, so they become ORPHANED and let go of what they hold.
 
-A node that is down may come back; its tasks are orphaned after 24 h, counted from `node.status.since`. Those of a removed node at once.
+A node that is down may come back; its tasks are orphaned after 24 h, counted from `node.status.since`. Those of a node that was removed, or
+has left the cluster by itself, at once.
 Their replacement does not wait for this: `skep.plan.service` sees the node itself.
 """
 
@@ -28,6 +29,8 @@ def plan_liveness(view: View, node_id: str, now: int) -> Plan:
         return Plan(tuple(_orphan(task, now, REMOVED) for task in held))
     if node.status.state is not NodeState.DOWN:
         return NOTHING
+    if node.status.left:
+        return Plan(tuple(_orphan(task, now, f"node {node.hostname or node.id} has left the cluster") for task in held))
     due = node.status.since + ORPHAN_AFTER
     if now < due:
         return Plan(look_again=due)
