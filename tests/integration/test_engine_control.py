@@ -172,6 +172,10 @@ def test_limits_change_while_it_runs(runtime: str) -> None:
             await engine.amend(made.id, limits=Limits(pids=7))
             await engine.start(made.id)
             assert now()[1] == "7"
+            await engine.amend(made.id, limits=Limits(pids=4 << 20))
+            assert now()[1] == str(4 << 20)
+            await engine.amend(made.id, limits=Limits(pids=(4 << 20) + 1))
+            assert now()[1] == "max", "the kernel knows no larger limit"
 
     asyncio.run(main())
 

@@ -31,11 +31,15 @@ class DeviceNode(msgspec.Struct, frozen=True, kw_only=True):
     access: str = "rwm"
 
 
+PIDS_MAX = 4 << 20
+"""No kernel has more (PID_MAX_LIMIT), and it takes no larger limit (include/linux/threads.h): one beyond it limits nothing."""
+
+
 def resources(limits: Limits, swap_limit: bool = True, missing: frozenset[str] = frozenset()) -> dict[str, Any]:
     """`missing`: limits that this kernel does not have, by their names in `Limits`; they are left out, as Docker does with a warning."""
     has = {name: value for name, value in msgspec.structs.asdict(limits).items() if name not in missing}
     out = {"memory": _memory(limits, has, swap_limit), "cpu": _cpu(limits, has)}
-    if limits.pids > 0:
+    if 0 < limits.pids <= PIDS_MAX:
         out["pids"] = {"limit": limits.pids}
     if has.get("blkio_weight"):
         if not 10 <= limits.blkio_weight <= 1000:
@@ -100,7 +104,7 @@ def change_of(old: Limits, new: Limits, swap_limit: bool = True, missing: frozen
         "reservation": old.memory_reservation and not new.memory_reservation,
         "quota": (old.nano_cpus or old.cpu_quota > 0) and "quota" not in cpu,
         "shares": old.cpu_shares and not new.cpu_shares,
-        "pids": old.pids > 0 and new.pids <= 0,
+        "pids": old.pids > 0 and "pids" not in wanted,
     }
     return Change(resources=wanted, released=tuple(name for name, free in released.items() if free))
 
