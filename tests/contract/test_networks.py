@@ -393,6 +393,12 @@ def test_a_place_of_a_container_keeps_the_network() -> None:
         assert refused.body == {"message": f"rpc error: code = FailedPrecondition desc = network {id} is in use by task {'p' * 25}"}
         shown = (await client.ask("GET", "/networks/net1?verbose=1")).body
         assert [t["EndpointIP"] for t in shown["Services"][""]["Tasks"]] == ["10.0.1.99"]
+        # clients take an image for granted in what they list: a place is shown to who asks for it
+        filters = {"": 0, f'{{"node":["{place.node_id}"]}}': 0, '{"runtime":["container",""]}': 0, '{"runtime":["attachment"]}': 1}
+        for filter, number in filters.items():
+            listed = (await client.ask("GET", f"/tasks?filters={filter}".removesuffix("?filters="))).body
+            assert len(listed) == number, filter
+        assert (await client.ask("GET", f"/tasks/{place.id}")).body["Spec"]["NetworkAttachmentSpec"] == {"ContainerID": "c" * 64}
         assert (await client.ask("POST", "/networks/prune")).body == {"NetworksDeleted": None}
 
     play(scene)

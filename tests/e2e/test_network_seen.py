@@ -105,6 +105,7 @@ def test_a_plain_container_on_an_overlay_is_seen_the_same_from_both_sides(nets: 
         assert entry["Name"] == "plain" and place["EndpointID"]
         assert (entry["EndpointID"], entry["MacAddress"]) == (place["EndpointID"], place["MacAddress"])
         assert real_mac(shown["State"]["Pid"]) == place["MacAddress"]
+        assert world.docker("node", "ps", node).startswith("ID "), "its place is no task to a client that looks for images"
         (task,) = json.loads(world.docker("network", "inspect", "-v", "open"))[0]["Services"][""]["Tasks"]
         assert (task["EndpointID"], task["EndpointIP"]) == (place["EndpointID"], place["IPAddress"])
     finally:

@@ -20,6 +20,8 @@ from skep.model.task import Task
 from skep.plan.dirty import is_task_dirty
 
 ROUTES = Routes()
+CONTAINERS = ("container", "")
+"""Which runtimes are shown to who names none: not the places of plain containers, in which clients look for an image."""
 _STATES = {state.word: state for state in TaskState}
 
 
@@ -37,7 +39,7 @@ async def ls(call: Call) -> web.StreamResponse:
     render = renderer(cluster.view, call.state.encoded)
     _prune(call, cluster)
     if not wanted:
-        return answer([render(task) for task in cluster.view.all(Task)])
+        return answer([render(task) for task in cluster.view.all(Task) if task.spec.network_attachment_spec is None])
     passes = _Passes(cluster, wanted)
     shown = [
         render(task)
@@ -73,7 +75,7 @@ class _Passes:
         self.wanted = wanted
         self.services: dict[str, Service | None] = {}
         self.named = bool(wanted.get("id") or wanted.get("name"))
-        self.runtimes = wanted.get("runtime")
+        self.runtimes = wanted.get("runtime") or CONTAINERS
         self.labelled = wanted.get("label")
         self.current = bool(wanted.get("_up-to-date"))
 
@@ -93,10 +95,9 @@ class _Passes:
         wanted = self.wanted
         if self.named and not (wanted.prefix("id", task.id) and wanted.prefix("name", task.name)):
             return False
-        if self.runtimes:
-            attachment = task.spec.network_attachment_spec is not None
-            if ("attachment" if attachment else "container") not in self.runtimes and (attachment or "" not in self.runtimes):
-                return False
+        attachment = task.spec.network_attachment_spec is not None
+        if ("attachment" if attachment else "container") not in self.runtimes and (attachment or "" not in self.runtimes):
+            return False
         if self.labelled and not swarm_labels(self.labels(task), self.labelled):
             return False
         return not self.current or self.up_to_date(task)
