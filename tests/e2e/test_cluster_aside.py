@@ -21,10 +21,9 @@ from skep.local.layout import layout
 HOST, MOVED, CLIENT = "192.168.77.2", "192.168.77.3", "192.168.77.9"
 FORWARD = "/proc/sys/net/ipv4/ip_forward"
 BRIDGE_CALLS = "/proc/sys/net/bridge/bridge-nf-call-iptables"
-SCRIPT = (
-    "while true; do nc -l -p 8080 -e sh -c "
-    '\'printf "HTTP/1.0 200 OK\\r\\n\\r\\n"; netstat -tn | grep ":8080 .*ESTABLISHED" | head -1\'; done'
-)
+ANSWER = 'printf "HTTP/1.0 200 OK\\r\\n\\r\\n"; netstat -tn | grep ":8080 .*ESTABLISHED" | head -1'
+LISTEN = ["nc", "-ll", "-p", "8080", "-e", "sh", "-c", ANSWER]
+"""It goes on listening while it answers."""
 
 TELL = """
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -119,7 +118,7 @@ def test_a_cluster_where_dockerd_has_been(places: tuple[Place, Place], forwards:
             spec = {
                 "Name": "who",
                 "TaskTemplate": {
-                    "ContainerSpec": {"Image": ECHO, "Command": ["sh", "-c", SCRIPT], "StopGracePeriod": 1},
+                    "ContainerSpec": {"Image": ECHO, "Command": LISTEN, "StopGracePeriod": 1},
                     "Placement": {"Constraints": ["node.role==worker"]},
                 },
                 "Mode": {"Replicated": {"Replicas": 1}},
