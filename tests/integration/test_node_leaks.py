@@ -160,5 +160,14 @@ def test_who_sends_and_goes(world: LeaksWorld, head: str) -> None:
 
 
 def test_it_says_nothing_of_it(world: LeaksWorld) -> None:
-    signs = ("Traceback", "Task exception", "never awaited", "Unclosed", "ResourceWarning", "Exception ignored", "never retrieved")
+    signs = (
+        "Traceback",
+        "Task exception",
+        "never awaited",
+        "Unclosed",
+        "ResourceWarning",
+        "Exception ignored",
+        "never retrieved",
+        "Unknown child",
+    )
     assert [line for line in world.log.read_text().splitlines() if any(sign in line for sign in signs)] == []

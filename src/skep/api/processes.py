@@ -7,7 +7,7 @@ import os
 import shlex
 from typing import Any
 
-from skep.engine.helpers import end
+from skep.engine.helpers import begin, end
 from skep.errors import Invalid, NotImplementedHere, SkepError
 
 
@@ -57,7 +57,7 @@ async def top_table(pid: int, arguments: str) -> dict[str, Any]:
     if "\0" in arguments:
         raise Invalid("invalid ps_args: they hold a null byte")
     try:
-        process = await asyncio.create_subprocess_exec(
+        process = await begin(
             "ps", *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
         )
     except FileNotFoundError:

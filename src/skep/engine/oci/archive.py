@@ -55,7 +55,7 @@ def _quoted(text: str) -> str:
 
 async def stream(folder: int, arguments: Sequence[str]) -> AsyncGenerator[bytes, None]:
     """What tar writes, standing in `folder`. Ends tar when nobody wants more; raises SkepError when it cannot go on."""
-    tar = await asyncio.create_subprocess_exec(
+    tar = await helpers.begin(
         *TAR,
         f"--directory=/proc/self/fd/{folder}",
         *arguments,

@@ -14,7 +14,7 @@ import os
 import stat
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -155,7 +155,7 @@ async def unpack(
     loop = asyncio.get_running_loop()
     reading, writing = os.pipe()
     try:
-        tar = await asyncio.create_subprocess_exec(
+        tar = await helpers.begin(
             *TAR,
             str(target),
             stdin=reading,
@@ -211,8 +211,7 @@ async def _step(step: asyncio.Future[None], tar: asyncio.subprocess.Process) -> 
     try:
         await asyncio.shield(step)
     except BaseException:
-        with suppress(ProcessLookupError):
-            tar.kill()
+        helpers.kill(tar)
         await helpers.settled(step)
         raise
 
