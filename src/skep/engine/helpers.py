@@ -35,9 +35,14 @@ async def end(process: asyncio.subprocess.Process) -> None:
     """Kill it if it still runs, read its pipes to their end and reap it.
 
     Reading comes first: a pipe whose reader is paused (asyncio stops at 128 KiB that nobody took) never sees its end, and `wait` does not
-    return before every pipe has. What is read is bounded by what the pipe and the reader hold.
+    return before every pipe has. What is read is bounded by what the pipe and the reader hold. Cancelled, it goes through with it: who
+    went away is noticed twice, by a write that fails and by the connection's end.
     """
     kill(process)
+    await settled(asyncio.ensure_future(_reaped(process)))
+
+
+async def _reaped(process: asyncio.subprocess.Process) -> None:
     for pipe in (process.stdout, process.stderr):
         while pipe is not None and await pipe.read(_CHUNK):
             pass
