@@ -91,6 +91,17 @@ def test_what_an_earlier_version_laid_goes_when_this_one_starts(one: tuple[Lab, 
     strangers_are_kept_out(it, node)
 
 
+def test_a_source_is_looked_up_at_the_container_s_link_and_not_again_over_the_overlay() -> None:
+    with lab(2) as it:
+        apply_all(it)
+        node = it.nodes[0]
+        attach(node, "10.0.0.5")
+        link = node.datapath._sandboxes.records["10-0-0-5"].places[0].link
+        for device, filtered, any_source in ((link, "1", "0"), ("vx4096", "0", "1"), ("up0", "0", "0")):
+            keys = [f"net/ipv4/conf/{device}/{key}" for key in ("rp_filter", "accept_local")]
+            assert shell(node.run_root / "router", "sysctl", "-n", *keys).split() == [filtered, any_source], device
+
+
 # -- ways back
 
 

@@ -11,7 +11,7 @@ from skep.datapath.conntrack import forget_udp
 from skep.datapath.desired import Wanted
 from skep.datapath.diff import Change
 from skep.datapath.facts import KEPT, MAIN, UPLINK_GROUP, WAYS, Address, Fact, Forwarding, Group, HostRoute, Neighbour, Route, Rule, Vxlan
-from skep.datapath.router import NOT_FOR_CONTAINERS, Router, delete_links
+from skep.datapath.router import OVERLAY, Router, delete_links
 from skep.errors import SkepError
 
 AF_BRIDGE = 7
@@ -114,7 +114,7 @@ class Kernel:
         )
         self._send_when_free(message, v, until)
         with netns.entered(self._router.fd):
-            netns.set_sysctls({f"net/ipv4/conf/{v.link}/{k}": x for k, x in NOT_FOR_CONTAINERS.items()})
+            netns.set_sysctls({f"net/ipv4/conf/{v.link}/{k}": x for k, x in OVERLAY.items()})
         try:
             self._router.net.send([netlink.set_link(self.index(v.link), f"{v.link} up", up=True)])
         except netlink.NetlinkError as e:

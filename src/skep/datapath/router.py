@@ -29,6 +29,9 @@ IPV4_ROUTER = {
 }
 """Links of containers take these defaults over: their source address is checked, and every address but their own is ours to them."""
 NOT_FOR_CONTAINERS = {"rp_filter": "0", "proxy_arp": "0"}
+OVERLAY = NOT_FOR_CONTAINERS | {"accept_local": "1"}
+"""Sources are checked where packets come in: at containers' links, on the node they come from. Without `accept_local` the kernel looks each
+one up here once more, only to see that it is not our own."""
 LEAST_EGRESS_PORTS = 1024
 
 
