@@ -240,6 +240,7 @@ def test_names_and_what_is_refused(tmp_path: Path) -> None:
             (Invalid, "x1", {"HostConfig": {"Binds": ["/a:/"]}}),
             (Invalid, "x1", {"WorkingDir": "rel"}),
             (Invalid, "x1", {"HostConfig": {"NetworkMode": "container:nosuch"}}),
+            (Invalid, "x1", {"HostConfig": {"DeviceRequests": [{"Count": -1, "Capabilities": [["gpu"]]}]}}),
             (Invalid, "x1", {"HostConfig": {"NetworkMode": "container:c1"}, "Hostname": "h"}),
             (NotImplementedHere, "x1", {"HostConfig": {"SecurityOpt": ["apparmor=mine"]}}),
             (NotImplementedHere, "x1", {"HostConfig": {"Annotations": {"a": "b"}}}),

@@ -9,7 +9,7 @@ import re
 
 from skep.clock import MILLISECOND
 from skep.engine.base import Limits
-from skep.errors import Invalid, NotImplementedHere, SkepError
+from skep.errors import Invalid, NotImplementedHere
 from skep.model.spec import Driver, Healthcheck
 from skep.node.container import log_options
 from skep.node.plain_config import Config, HostConfig, Resources, RestartPolicy
@@ -288,7 +288,7 @@ def check_refused(config: Config, host: HostConfig) -> None:
     if host.device_requests:
         request = host.device_requests[0]
         capabilities = " ".join("[" + " ".join(group) + "]" for group in request.capabilities)
-        raise SkepError(f'could not select device driver "{request.driver}" with capabilities: [{capabilities}]')
+        raise Invalid(f'could not select device driver "{request.driver}" with capabilities: [{capabilities}]')
     if host.volume_driver not in ("", "local"):
         raise NotImplementedHere(f"volume driver {host.volume_driver}: skep has the local driver only")
     if host.cgroup:
