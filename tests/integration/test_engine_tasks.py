@@ -86,6 +86,55 @@ def test_health_in_a_real_container_and_a_restart() -> None:
         bench.clear()
 
 
+class Watched(NoNetwork):
+    """Says when a task has its place: its container is made next."""
+
+    def __init__(self) -> None:
+        super().__init__(SystemClock())
+        self.attached = asyncio.Event()
+
+    async def attach(
+        self, sandbox_id: str, places: tuple[Place, ...], sysctls: Mapping[str, str] | None = None, resolving: Resolving | None = None
+    ) -> Sandbox:
+        self.attached.set()
+        return await super().attach(sandbox_id, places, sysctls, resolving)
+
+
+def test_a_task_that_is_taken_back_while_its_container_is_made_leaves_none() -> None:
+    """The engine carries a create to its end, whoever waits for it: what comes of it is the task's, and goes with the task."""
+    bench = Bench()
+
+    async def main() -> None:
+        engine = bench.engine()
+        await engine.start_up()
+        datapath = Watched()
+        runtime = TaskRuntime(engine, datapath, NodeFacts(hostname="h"), SystemClock(), random.Random(1))
+        try:
+            for turns in range(8):
+                given = item(f"t{turns}", "sleep 100")
+                datapath.attached.clear()
+                preparing = asyncio.ensure_future(runtime.prepare(given))
+                await datapath.attached.wait()
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                preparing.cancel()
+                with suppress(asyncio.CancelledError):
+                    await preparing
+                await runtime.shutdown(given)
+                await runtime.remove(given.task.id)
+                other = item("other", "sleep 100")
+                await runtime.prepare(other)  # whatever was under way has ended by then
+                await runtime.remove("other")
+                assert [container.config.name for container in engine.all()] == [] == runtime.known(), turns
+        finally:
+            await engine.destroy()
+
+    try:
+        asyncio.run(main())
+    finally:
+        bench.clear()
+
+
 def test_a_probe_that_hangs_is_killed() -> None:
     bench = Bench()
     check = s.Healthcheck(test=("CMD", "sleep", "300"), interval=50 * MILLISECOND, timeout=300 * MILLISECOND, retries=1)

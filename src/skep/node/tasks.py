@@ -40,6 +40,7 @@ from skep.node.container import (
 from skep.node.health import Health, Probe, probe_of, watch
 from skep.node.plain_config import Point
 from skep.node.plain_mounts import Made, Wish, anonymous, discard, make, make_sources, parse_mount
+from skep.node.pulls import Pulls
 from skep.node.task_form import asked_for, stored
 from skep.node.timing import until_first
 from skep.node.volumes import ANONYMOUS, Volumes
@@ -47,18 +48,6 @@ from skep.plan.workload import UNHEALTHY
 
 log = logging.getLogger(__name__)
 Networked = tuple[str, tuple[PortConfig, ...], tuple[LocalEndpoint, ...]]
-
-
-class _Pull:
-    """Tasks that want the same image at the same time share one pull."""
-
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.users = 0
-        self.done = 0
-        """How many pulls have ended."""
-        self.image: Image | None = None
-        self.error: SkepError | None = None
 
 
 class TaskRuntime:
@@ -89,7 +78,7 @@ class TaskRuntime:
         self.tell: Callable[[str, Container], None] = lambda action, container: None
         """Hears `connect` before a container starts, and `disconnect` once one of `_connected` is off its networks; replaceable."""
         self._health: dict[str, Health] = {}
-        self._pulls: dict[tuple[str, str], _Pull] = {}
+        self._pulls = Pulls(engine)
 
     async def start_up(self) -> None:
         """Find the tasks that have a container or a sandbox here."""
@@ -118,12 +107,15 @@ class TaskRuntime:
         task = item.task
         if self._container(task.id) is not None:
             return
+        if (unsure := self._containers.get(task.id)) is not None:  # of a prepare that was cancelled: it may be under way still
+            await self._engine.remove(unsure, force=True)
+            del self._containers[task.id]
         spec = expanded(item, self.facts)
         refuse_unsupported(item, spec)
         wanted = [parse_mount(mount) for mount in spec.mounts or ()]
         if bound := tuple(wish.point for wish in wanted if wish.point.type == "bind"):
             await asyncio.to_thread(make_sources, bound)
-        image = await self._image(spec.image, item.registry_auth)
+        image = await self._pulls.image(spec.image, item.registry_auth)
         probe_of(spec.healthcheck, image.config.healthcheck)
         id = new_hex(self._rng)
         dry = build(item, spec, image, self.facts, id, "", ())
@@ -132,16 +124,17 @@ class TaskRuntime:
             nowhere: Networked = ("", (), ())
             netns, ports, local = await self._network(item, spec) if not dry.host_network else nowhere
             config = self._final(item, spec, image, build(item, spec, image, self.facts, id, netns, ports, local), points, mounts, ports)
+            # known from now on: the engine carries a create to its end, also one that is cancelled, and what comes of it is to be removed
+            self._containers[task.id] = id
             try:
                 async with self._usable(mounts):
                     await self._engine.create(config)
-            except Conflict:
-                # a create that was cancelled has gone on to its end: the container of this name is this task's
-                there = self._engine.get(task.name)
+            except SkepError as error:
+                there = self._engine.get(task.name) if isinstance(error, Conflict) else None
                 if there is None or there.config.labels.get(TASK_ID) != task.id:
+                    del self._containers[task.id]
                     raise
-                id = there.config.id
-        self._containers[task.id] = id
+                self._containers[task.id] = there.config.id
 
     def _final(
         self,
@@ -188,43 +181,6 @@ class TaskRuntime:
         with self._volumes.hold(*(mount.volume for mount in mounts if mount.volume)):
             await self._volumes.ready(mounts)
             yield
-
-    async def _image(self, reference: str, auth: str) -> Image:
-        """By digest: what is here is what is meant. By tag: what the registry has now, else what is here."""
-        local = self._engine.images.get(reference)
-        if local is not None and "@" in reference:
-            return local
-        error: SkepError
-        try:
-            return await self._pull(reference, auth)
-        except SkepError as problem:
-            error = problem
-        local = self._engine.images.get(reference)
-        if local is not None:
-            return local
-        raise NotFound(f"No such image: {reference}: {error.text}")
-
-    async def _pull(self, reference: str, auth: str) -> Image:
-        key = (reference, auth)
-        pull = self._pulls.setdefault(key, _Pull())
-        seen = pull.done
-        pull.users += 1
-        try:
-            async with pull.lock:
-                if pull.done == seen:
-                    pull.image = pull.error = None
-                    try:
-                        pull.image = await self._engine.images.pull(reference, auth=auth)
-                    except SkepError as error:
-                        pull.error = error
-                    pull.done += 1
-                if pull.image is None:
-                    raise pull.error or NotFound(reference)
-                return pull.image
-        finally:
-            pull.users -= 1
-            if not pull.users:
-                self._pulls.pop(key, None)
 
     async def _network(self, item: TaskItem, spec: ContainerSpec) -> Networked:
         """A sandbox with one interface for each attachment; without any it joins `bridge`, as in Docker."""
