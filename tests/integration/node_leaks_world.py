@@ -85,6 +85,14 @@ class LeaksWorld(World):
         connection.sendall(lines.encode() + body)
         return connection
 
+    def settle_tasks(self, before: list[str], beside: str = "_guarded") -> None:
+        """No request is under way any more; what goes on `beside` may."""
+
+        def tasks(told: list[str]) -> list[str]:
+            return [line for line in told if line.startswith("task ") and beside not in line]
+
+        self.until(lambda: tasks(self.held()) == tasks(before), "no request is under way")
+
     def settle(self, before: list[str], what: str, seconds: float = 30) -> None:
         end = time.monotonic() + seconds
         while (now := self.held()) != before:

@@ -129,6 +129,7 @@ def test_who_leaves_an_exec(world: LeaksWorld, tty: bool, stdin: bool) -> None:
         if number > 1:
             world.until(lambda id=id: world.api("GET", f"/exec/{id}/json")[1]["Pid"], "it runs")  # type: ignore[misc]
         vanish(connection, number % 2 == 0)
+    world.settle_tasks(before)
     for id in begun[2:]:
         said = world.until(lambda id=id: world.api("GET", f"/exec/{id}/json")[1], "it is known")  # type: ignore[misc]
         assert said["Running"], "who leaves does not end it"

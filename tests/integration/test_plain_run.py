@@ -115,6 +115,19 @@ def test_detach_and_attach_again(world: World) -> None:
     assert world.docker("attach", "term", check=False).returncode == 1
 
 
+def test_detached_from_an_exec_it_goes_on(world: World) -> None:
+    world.docker("run", "-d", "--name", "host1", "box:1", "sleep", "1000")
+    code, shown = on_terminal(world, "exec", "-it", "host1", "sh", "-c", "echo begun; sleep 777", typed=b"\x10\x11", until=b"begun")
+    assert code == 1 and "read escape sequence" in shown
+    keys = ("--detach-keys", "ctrl-a,x")
+    code, shown = on_terminal(world, "exec", "-it", *keys, "host1", "sh", "-c", "echo begun; sleep 778", typed=b"\x01x", until=b"begun")
+    assert code == 1 and "read escape sequence" in shown
+    running = world.out("top", "host1", "-o", "pid,args")
+    assert "sleep 777" in running and "sleep 778" in running
+    shown_execs = world.inspect("host1")["ExecIDs"]
+    assert len(shown_execs) == 2 and all(world.api("GET", f"/exec/{id}/json")[1]["Pid"] for id in shown_execs)
+
+
 def test_states_and_what_they_refuse(world: World) -> None:
     id = world.out("run", "-d", "--name", "c1", "box:1", "sleep", "100")
     running = "container is running: stop the container before removing or force remove"

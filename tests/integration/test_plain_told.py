@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from plain_world import World
@@ -39,6 +40,35 @@ def test_an_exec_for_an_unknown_user(world: World) -> None:
     assert done.returncode == 126
     assert (done.stdout + done.stderr).strip() == "unable to find user nosuch: no matching entries in passwd file"
     world.docker("rm", "-f", "xu")
+
+
+def test_a_detached_exec_that_cannot_run_says_so(world: World) -> None:
+    world.docker("run", "-d", "--name", "xd", "box:1", "sleep", "100")
+    for flags, command, reason in (
+        ((), "nosuch", 'exec: "nosuch": executable file not found in $PATH: unknown'),
+        (("-t",), "nosuch", 'exec: "nosuch": executable file not found in $PATH: unknown'),
+        (("-w", "/nosuch"), "true", 'chdir to cwd ("/nosuch") set in config.json failed: no such file or directory: unknown'),
+        ((), "/etc/plain", 'exec: "/etc/plain": permission denied: unknown'),
+    ):
+        done = world.docker("exec", "-d", *flags, "xd", command, check=False)
+        said = f"Error response from daemon: OCI runtime exec failed: exec failed: unable to start container process: {reason}"
+        assert (done.returncode, done.stderr.strip()) == (1, said)
+    world.docker("exec", "-d", "xd", "touch", "/done")
+    world.until(lambda: world.docker("exec", "xd", "test", "-e", "/done", check=False).returncode == 0, "it ran")
+
+
+def test_tags_and_what_else_is_told_with_a_line(world: World) -> None:
+    options = ["--log-opt", "tag={{.Name}}/{{.ImageName}}/{{.ID}}", "--log-opt", "labels=a", "--log-opt", "env-regex=^B"]
+    id = world.out("run", "-d", "--name", "tagged", "-l", "a=1", "-e", "BC=4", *options, "box:1", "echo", "said")
+    world.out("wait", "tagged")
+    assert world.out("logs", "--details", "tagged") == f"BC=4,a=1,tag=tagged%2Fbox%3A1%2F{id[:12]} said"
+
+
+def test_a_copy_to_where_nothing_is(world: World, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    world.docker("create", "--name", "cpn", "box:1")
+    done = world.docker("cp", str(tmp_path / "file"), "cpn:/nosuch/x", check=False)
+    assert done.stderr.strip() == "Error response from daemon: Could not find the file /nosuch in container cpn"
 
 
 def test_an_exec_between_two_lives(world: World) -> None:

@@ -56,6 +56,28 @@ async def top_table(pid: int, arguments: str) -> dict[str, Any]:
         raise Invalid("invalid ps_args: too many")
     if "\0" in arguments:
         raise Invalid("invalid ps_args: they hold a null byte")
+    members = _members(pid)
+    # named one by one: without -e or the like ps shows those of its own terminal only; some options (f) do not go with -q
+    code, out, err = await _ps(*words, f"-q{','.join(map(str, sorted(members)))}")
+    if code:
+        code, out, err = await _ps(*words)
+    if code:
+        raise SkepError(f"error running ps: {err.decode(errors='replace').strip().splitlines()[0] if err.strip() else code}")
+    lines = out.decode(errors="replace").splitlines()
+    titles = lines[0].split() if lines else []
+    if "PID" not in titles:
+        raise SkepError("Couldn't find PID field in ps output")
+    at = titles.index("PID")
+    rows = []
+    for line in lines[1:]:
+        fields = line.split(None, len(titles) - 1)
+        if len(fields) > at and fields[at].isdigit() and int(fields[at]) in members:
+            rows.append(fields)
+    return {"Titles": titles, "Processes": rows}
+
+
+async def _ps(*words: str) -> tuple[int, bytes, bytes]:
+    """(exit code, output, complaints)."""
     try:
         process = await begin(
             "ps", *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -66,16 +88,4 @@ async def top_table(pid: int, arguments: str) -> dict[str, Any]:
         out, err = await process.communicate()
     finally:
         await end(process)
-    if process.returncode:
-        raise SkepError(f"error running ps: {err.decode(errors='replace').strip().splitlines()[0] if err.strip() else process.returncode}")
-    lines = out.decode(errors="replace").splitlines()
-    titles = lines[0].split() if lines else []
-    if "PID" not in titles:
-        raise SkepError("Couldn't find PID field in ps output")
-    at, members = titles.index("PID"), _members(pid)
-    rows = []
-    for line in lines[1:]:
-        fields = line.split(None, len(titles) - 1)
-        if len(fields) > at and fields[at].isdigit() and int(fields[at]) in members:
-            rows.append(fields)
-    return {"Titles": titles, "Processes": rows}
+    return process.returncode or 0, out, err

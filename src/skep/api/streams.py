@@ -233,6 +233,8 @@ async def pump(
                 await streams.write(watch.feed(data) if watch else data)
             if watch is not None and watch.detached:
                 raise Detached
+        if stdin and tty:  # Docker: there is no end of input on a terminal, but somebody who has left it
+            raise Detached
         if stdin:
             await streams.close_stdin()
 

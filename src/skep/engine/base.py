@@ -312,6 +312,10 @@ class Exec(Protocol):
     @property
     def streams(self) -> Streams: ...
 
+    async def begun(self) -> str:
+        """Empty as soon as the command runs; why it cannot be run, where it cannot."""
+        ...
+
     async def wait(self) -> int:
         """Exit code (126 not executable, 127 not found; 128 + signal)."""
         ...

@@ -294,6 +294,9 @@ class NodeProcess:
             else:
                 os.kill(self.pid, number)
 
+    async def begun(self) -> str:
+        return ""
+
     async def wait(self) -> int:
         await self._ended.wait()
         assert self._process and self._process.returncode is not None

@@ -115,6 +115,9 @@ class FakeExec:
     def streams(self) -> Streams:
         return self._streams
 
+    async def begun(self) -> str:
+        return ""
+
     async def wait(self) -> int:
         if self._delay:
             await self._clock.sleep(self._delay)

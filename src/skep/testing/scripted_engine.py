@@ -64,6 +64,9 @@ class ScriptedExec:
             self.streams.end()
             self._code.set_result(code)
 
+    async def begun(self) -> str:
+        return ""
+
     async def wait(self) -> int:
         return await asyncio.shield(self._code)
 

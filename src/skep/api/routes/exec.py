@@ -152,6 +152,8 @@ async def _start_detached(call: Call, instance: ExecInstance, config: ExecConfig
         await process.streams.close()
 
     call.state.spawn(drain())
+    if reason := await process.begun():
+        raise Invalid(reason)
     return nothing()
 
 

@@ -26,6 +26,7 @@ from skep.engine.oci.streams import AttachStreams, PipeStreams, Sizes
 from skep.errors import SkepError
 
 _TIMEOUT = 60.0
+_LOOK_EVERY = 0.005
 
 
 def explain(text: str, command: str, cwd: str = "") -> tuple[bytes, int]:
@@ -68,6 +69,7 @@ class PipeExec:
         self._begun = False
         self._pid = 0
         self._code = 0
+        self._reason = ""
         self._done: asyncio.Future[int] = loop.create_future()
         stdin = os.dup(process.stdin.fileno()) if process.stdin is not None else -1
         self._streams = PipeStreams(loop, stdin, os.dup(process.stdout.fileno()), os.dup(process.stderr.fileno()))
@@ -113,7 +115,14 @@ class PipeExec:
         if self._begun:
             return self._held
         text, self._code = explain(self._held.decode("utf-8", "replace"), *self._spec)
+        self._reason = text.decode().strip()
         return text
+
+    async def begun(self) -> str:
+        """The runtime writes the pid file when the command runs, and tells nobody."""
+        while not self.pid and not self._done.done():
+            await asyncio.wait((self._done,), timeout=_LOOK_EVERY)
+        return self._reason
 
     @property
     def pid(self) -> int:
@@ -179,6 +188,7 @@ class TerminalExec:
         self._sync = spawned.sync
         self._pid = spawned.pid
         self._buffer = b""
+        self._reason = spawned.reason.decode().strip()
         self.stream = _Terminal(loop)
         self.sizes = Sizes(loop, lambda rows, columns: conmon.resize(folder, rows, columns))
         self._done: asyncio.Future[int] = loop.create_future()
@@ -222,6 +232,9 @@ class TerminalExec:
     @property
     def streams(self) -> Streams:
         return self.stream
+
+    async def begun(self) -> str:
+        return self._reason
 
     def discard(self) -> None:
         self.stream.discard()
