@@ -222,6 +222,8 @@ def test_log_drivers(driver: s.Driver, expected: tuple[str, int, int]) -> None:
         (s.Driver(name="json-file", options={"max-size": "huge"}), "invalid size: 'huge'"),
         (s.Driver(name="json-file", options={"max-file": "2"}), "max-file cannot be used without max-size"),
         (s.Driver(name="json-file", options={"max-size": "1m", "max-file": "0"}), "max-file cannot be less than 1"),
+        (s.Driver(name="json-file", options={"tag": "{{.Nosuch}}"}), "Nosuch"),
+        (s.Driver(name="json-file", options={"env-regex": "("}), "error parsing regexp"),
     ],
 )
 def test_log_drivers_refused(driver: s.Driver, message: str) -> None:

@@ -22,6 +22,7 @@ from skep.model.spec import ContainerSpec, DNSConfig, Driver, Healthcheck, PortC
 from skep.model.spec import Limits as AskedLimits
 from skep.model.task import Task
 from skep.node.base import LocalEndpoint
+from skep.node.logattributes import check_attribute
 from skep.plan.container import check_container, seccomp_profile
 from skep.plan.template import context_of, expand_spec
 
@@ -288,7 +289,9 @@ def log_options(driver: Driver) -> tuple[str, int, int]:
             if not value.isdigit() or int(value) < 1:
                 raise Invalid("max-file cannot be less than 1" if value.isdigit() else f'strconv.Atoi: parsing "{value}": invalid syntax')
             max_files = int(value)
-        elif (key == "mode" and value == "blocking") or (key == "compress" and value == "false") or key in _DETAILS:
+        elif key in _DETAILS:
+            check_attribute(key, value)
+        elif (key == "mode" and value == "blocking") or (key == "compress" and value == "false"):
             continue
         elif key in ("mode", "max-buffer-size", "compress"):
             raise SkepError(f"log option {key}={value} is not available in this version of skep")

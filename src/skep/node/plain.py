@@ -75,7 +75,7 @@ class Plain(Ends):
         runtime = str(self._engine.describe().get("runtime", ""))
         host = request.host_config
         asked = Config(**{field: getattr(request, field) for field in Config.__struct_fields__})
-        check(asked, host, runtime)
+        check(asked, host, runtime, request.networking_config)
         image = self._image(asked.image, platform)
         name = name or random_name(self._rng, lambda wanted: self._by_name(wanted) is not None)
         if (holder := self._by_name(name)) is not None:

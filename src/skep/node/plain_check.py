@@ -12,7 +12,7 @@ from skep.engine.base import Limits
 from skep.errors import Invalid, NotImplementedHere
 from skep.model.spec import Driver, Healthcheck
 from skep.node.container import log_options
-from skep.node.plain_config import Config, HostConfig, Resources, RestartPolicy
+from skep.node.plain_config import Config, HostConfig, NetworkingConfig, Resources, RestartPolicy
 from skep.plan.container import signal_number
 
 SMALLEST_MEMORY = 6 << 20
@@ -36,13 +36,14 @@ def check_name(name: str) -> str:
     return plain
 
 
-def check(config: Config, host: HostConfig, runtime: str) -> None:
+def check(config: Config, host: HostConfig, runtime: str, networking: NetworkingConfig = NetworkingConfig()) -> None:
     """Raises Invalid or NotImplementedHere with one sentence. `runtime`: the name of the one that runs containers here."""
     check_config(config)
     check_restart(host.restart_policy)
     if host.auto_remove and host.restart_policy.name not in ("", "no"):
         raise Invalid("can't create 'AutoRemove' container with restart policy")
     check_network_mode(config, host)
+    check_mac_address(config, host.network_mode, networking)
     check_modes(host)
     check_resources(host)
     check_rest(host, runtime)
@@ -154,6 +155,11 @@ def check_network_mode(config: Config, host: HostConfig) -> None:
         conflict = "hostname and the UTS mode"
     if conflict:
         raise Invalid(f"conflicting options: {conflict}")
+    setting = next((key for key in host.sysctls if key.startswith("net.")), "")
+    if setting and mode == "host":
+        raise Invalid(f'sysctl "{setting}" not allowed in host network namespace')
+    if setting and container_of(mode):
+        raise NotImplementedHere(f"sysctl {setting}: the network is that of container {container_of(mode)}, set it there")
     for server in host.dns:
         _address(server, f"invalid DNS address: {server}")
     for entry in host.extra_hosts:
@@ -176,6 +182,13 @@ def _address(text: str, complaint: str) -> ipaddress.IPv4Address | ipaddress.IPv
         return ipaddress.ip_address(text)
     except ValueError:
         raise Invalid(complaint) from None
+
+
+def check_mac_address(config: Config, mode: str, networking: NetworkingConfig) -> None:
+    """Where the interface is not the container's own, or there is none, it can have no address."""
+    asked = config.mac_address or any(settings.mac_address for settings in networking.endpoints_config.values())
+    if asked and (mode in ("host", "none") or container_of(mode)):
+        raise Invalid("conflicting options: mac-address and the network mode")
 
 
 def check_modes(host: HostConfig) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -84,7 +85,13 @@ def context_of(task: Task, service_labels: Mapping[str, str], hostname: str, os:
     )
 
 
-def expand(text: str, context: Context) -> str:
+class Named(Protocol):
+    def tree(self) -> Mapping[str, object]:
+        """What a template may name."""
+        ...
+
+
+def expand(text: str, context: Named) -> str:
     """Raises Invalid in the form of Go's own errors: `template: expansion:1: ...`."""
     if "{{" not in text:
         return text

@@ -21,6 +21,7 @@ from skep.engine.base import Container, Image
 from skep.errors import Conflict, Invalid, NotFound, SkepError
 from skep.model.network import Network
 from skep.node.containers import Described
+from skep.node.logattributes import log_attributes
 
 ROUTES = Routes()
 _STATES = ("created", "restarting", "running", "removing", "paused", "exited", "dead")
@@ -170,7 +171,10 @@ async def logs(call: Call) -> web.StreamResponse:
     if config.log_driver == "none":
         raise SkepError("configured logging driver does not support reading")
     text = LogText(tty=config.tty, timestamps=loose_bool(call.query, "timestamps"))
-    details = log_details(_details(call.state.containers.describe(container))) if loose_bool(call.query, "details") else None
+    details = None
+    if loose_bool(call.query, "details"):
+        chosen_options = call.state.containers.describe(container).log_options
+        details = log_details(log_attributes(config, chosen_options, wire.image_name(config, _image(call, container))))
     records = call.context.engine.logs(
         config.id,
         follow=chosen.follow,
@@ -192,21 +196,6 @@ async def logs(call: Call) -> web.StreamResponse:
         response = await begin(call, stream_type(call, config.tty))
         await send_lines(response, lines())
     return response
-
-
-def _details(described: Described) -> dict[str, str]:
-    """What the log options `labels` and `env` choose."""
-    config, options = described.container.config, described.log_options
-    variables = dict(item.partition("=")[::2] for item in config.env)
-    found = {}
-    for option, values in (("labels", config.labels), ("env", variables)):
-        for name in options.get(option, "").split(","):
-            if name in values:
-                found[name] = values[name]
-        if pattern := options.get(f"{option}-regex", ""):
-            with contextlib.suppress(re.error):
-                found |= {name: value for name, value in values.items() if re.search(pattern, name)}
-    return found
 
 
 @ROUTES.add("GET", "/containers/{id}/top")

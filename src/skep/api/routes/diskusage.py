@@ -62,7 +62,8 @@ async def _containers(call: Call) -> list[dict[str, Any]]:
         return shown | ({"SizeRw": written} if written else {}) | ({"SizeRootFs": whole} if whole else {})
 
     async with asyncio.TaskGroup() as group:
-        running = [group.create_task(one(container)) for container in call.context.engine.all()]
+        latest = sorted(call.context.engine.all(), key=lambda container: -container.created_at)
+        running = [group.create_task(one(container)) for container in latest]
     return [task.result() for task in running]
 
 

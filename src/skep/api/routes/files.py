@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 
 import msgspec
 from aiohttp import web
@@ -38,13 +38,19 @@ def _stat(stat: PathStat) -> str:
     return base64.b64encode(msgspec.json.encode(shown)).decode()
 
 
-async def _find_path(call: Call, path: str) -> PathStat:
-    """Raises NotFound, naming the container as it was asked for."""
-    id = find(call).config.id
+@contextmanager
+def _named(call: Call, id: str) -> Iterator[None]:
+    """What is not found is told with the container's name as it was asked for."""
     try:
-        return await call.context.engine.stat_path(id, path)
+        yield
     except NotFound as error:
         raise NotFound(error.text.replace(id, call.path["id"])) from None
+
+
+async def _find_path(call: Call, path: str) -> PathStat:
+    id = find(call).config.id
+    with _named(call, id):
+        return await call.context.engine.stat_path(id, path)
 
 
 @ROUTES.add("HEAD", "/containers/{id}/archive")
@@ -69,7 +75,8 @@ async def write(call: Call) -> web.StreamResponse:
     path, container = _path(call), find(call)
     keep, owner = loose_bool(call.query, "noOverwriteDirNonDir"), loose_bool(call.query, "copyUIDGID")
     data = call.request.content.iter_chunked(CHUNK)
-    await call.context.engine.write_archive(container.config.id, path, data, keep_type=keep, copy_owner=owner)
+    with _named(call, container.config.id):
+        await call.context.engine.write_archive(container.config.id, path, data, keep_type=keep, copy_owner=owner)
     call.context.events.container("extract-to-dir", container, {})
     return nothing()
 
