@@ -395,6 +395,24 @@ def test_rollback_and_back_again(control: Control) -> None:
     assert (again.spec, again.registry_auth) == (second.spec, "auth2")
 
 
+def test_a_rollback_to_what_cannot_be_had_any_more_is_refused_and_changes_nothing(control: Control) -> None:
+    network = asyncio.run(control.create_network(NetworkSpec(name="ov", scope="swarm"), driver="overlay"))
+    ports = '{"EndpointSpec":{"Ports":[{"TargetPort":80,"PublishedPort":8400}]}}'
+    create(control, spec(f'{{"TaskTemplate":{{"Networks":[{{"Target":"{network.id}"}}]}}}}'))
+    update(control, spec())
+    asyncio.run(control.remove_network("ov"))
+    with pytest.raises(SkepError) as caught:
+        update(control, spec(), rollback="previous")
+    assert (caught.value.status, caught.value.message) == (404, f"network {network.id} not found")
+    update(control, spec(ports))
+    now = update(control, spec())
+    other = create(control, spec(ports, name="other"))
+    with pytest.raises(Invalid) as taken:
+        update(control, spec(), rollback="previous")
+    assert taken.value.message == IN + f"port '8400' is already in use by service 'other' ({other.id}) as an ingress port"
+    assert control.service(now.id) == now
+
+
 def test_registry_auth(control: Control) -> None:
     create(control, spec(), registry_auth="one")
     with pytest.raises(SkepError, match="service does not have a previous spec"):

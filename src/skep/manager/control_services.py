@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from skep.errors import Forbidden, Invalid, NotImplementedHere, OutOfSequence, SkepError
+from skep.errors import Forbidden, Invalid, NotFound, NotImplementedHere, OutOfSequence, SkepError
 from skep.ids import Random, new_id
 from skep.manager.control_lookup import find_network
 from skep.manager.control_names import random_name
@@ -76,9 +76,6 @@ def update_service(
     if rollback not in ("", "none", "previous"):
         raise SkepError(f"unrecognized rollback option {rollback}")
     check_service(spec)
-    _check_networks(view, spec)
-    if spec.endpoint_spec is not None and spec.endpoint_spec != current.spec.endpoint_spec:
-        check_ports(view, spec, current.id)
     if spec.networks != current.spec.networks and spec.task_template.networks == current.spec.task_template.networks:
         raise NotImplementedHere("networks must be migrated to TaskSpec before being changed", rpc="Unimplemented")
     if _mode(spec) != _mode(current.spec):
@@ -86,8 +83,12 @@ def update_service(
     if spec.name != current.spec.name:
         raise NotImplementedHere("renaming services is not supported", rpc="Unimplemented")
     fields = _rolled_back(current, now) if rollback == "previous" else _updated(view, current, spec, auth)
-    _check_ingress(view, fields["spec"])
-    check_allowed(view, fields["spec"])
+    meant: ServiceSpec = fields["spec"]
+    _check_networks(view, meant)
+    if meant.endpoint_spec is not None and meant.endpoint_spec != current.spec.endpoint_spec:
+        check_ports(view, meant, current.id)
+    _check_ingress(view, meant)
+    check_allowed(view, meant)
     if not in_sequence(version, current.spec_index, current.version):
         raise OutOfSequence
     return Change(Service, current.id, fields, "rolled back by the user" if rollback == "previous" else "updated by the user")
@@ -251,8 +252,8 @@ def _targets(spec: ServiceSpec) -> tuple[NetworkAttachmentConfig, ...]:
 def _check_networks(view: View, spec: ServiceSpec) -> None:
     for attachment in _targets(spec):
         network = view.get(Network, attachment.target)
-        if network is None:
-            continue
+        if network is None:  # of a spec to go back to; names are looked up where one is new
+            raise NotFound(f"network {attachment.target} not found")
         if network.spec.ingress:
             raise invalid(f'Service cannot be explicitly attached to the ingress network "{network.name}"')
         if network.driver == "null":
