@@ -173,12 +173,6 @@ def spawn_pipes(places: conmon.Places, id: str, folder: Path, process: dict[str,
     )
 
 
-class _Terminal(AttachStreams):
-    async def close(self) -> None:
-        """conmon hangs up when its only client goes, and the process would end by that: we read on until it has ended."""
-        self.discard()
-
-
 class TerminalExec:
     """An exec with a terminal, under a conmon of its own."""
 
@@ -189,7 +183,7 @@ class TerminalExec:
         self._pid = spawned.pid
         self._buffer = b""
         self._reason = spawned.reason.decode().strip()
-        self.stream = _Terminal(loop)
+        self.stream = AttachStreams(loop)
         self.sizes = Sizes(loop, lambda rows, columns: conmon.resize(folder, rows, columns))
         self._done: asyncio.Future[int] = loop.create_future()
         if spawned.code is not None or spawned.connection is None:
