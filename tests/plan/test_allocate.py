@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network
+
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from placing_world import World, make_node, port
 
 from skep.model.cluster import Cluster
@@ -14,7 +18,8 @@ from skep.model.service import Service
 from skep.model.spec import EndpointSpec, IPAMConfig, IPAMOptions, NetworkAttachmentConfig
 from skep.model.task import Attachment, Task
 from skep.plan.allocate import Allocation, plan_allocate, port_conflict, subnet_conflict
-from skep.plan.allocate.addresses import Space, pool_subnets
+from skep.plan.allocate.addresses import UNFIT, Space, Taken, pool_subnets
+from skep.plan.allocate.networks import NoSubnet, pool_subnet
 from skep.plan.allocate.nodes import LAST_INDEX, next_index
 from skep.plan.allocate.ports import next_port
 from skep.plan.allocate.vni import LAST_VNI, next_vni
@@ -124,6 +129,28 @@ def test_a_subnet_that_no_kernel_routes_is_never_given() -> None:
     assert not w.get(Network, "loop").ipam
     assert w.err("t1") == "network loop: invalid subnet 127.0.0.0/24: these addresses are not for containers"
     assert w.get(Network, "next").ipam[0].subnet == "126.0.0.0/8"
+
+
+def test_a_full_pool_is_gone_through_without_asking_each_subnet_about_each_other() -> None:
+    used = [subnet for _, subnet in pool_subnets(["10.0.0.0/8"], 22, 0)]
+    free = used.pop(12_345)
+    w = World()
+    w.cluster(subnet_size=22)
+    node = w.node("n1", addr=f"{free[77]}", manager_addr="[fd00::1]:2377")
+    cluster = next(iter(w.store.all(Cluster)))
+    with pytest.raises(NoSubnet, match="could not find an available"):
+        pool_subnet(cluster, 0, used, [node])
+    assert pool_subnet(cluster, 0, used, []) == (12_346, free)
+
+
+@given(
+    st.lists(st.builds(IPv4Network, st.tuples(st.integers(0, 255).map(lambda n: (10 << 24) + (n << 4)), st.integers(28, 32))), max_size=8)
+)
+def test_what_is_taken_is_what_overlaps(used: list[IPv4Network]) -> None:
+    taken = Taken(used, ["10.0.3.3:2377", "10.0.4.4", "nowhere", "fd00::1", ""])
+    everything = [*used, *UNFIT, IPv4Network("10.0.3.3/32"), IPv4Network("10.0.4.4/32")]
+    for _, subnet in pool_subnets(["10.0.0.0/20", "127.0.0.0/28"], 28, 0):
+        assert taken.overlaps(subnet) == any(subnet.overlaps(other) for other in everything)
 
 
 def test_given_ranges_gateways_and_auxiliary_addresses_are_kept_free() -> None:

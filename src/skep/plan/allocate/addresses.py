@@ -6,6 +6,7 @@ once, when nobody's caches know it any more (SwarmKit's serial allocation).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Network, ip_interface, ip_network
@@ -177,6 +178,31 @@ def with_gateway(config: IPAMConfig, subnet: IPv4Network) -> IPAMConfig:
     while first in taken:
         first += 1
     return IPAMConfig(subnet=str(subnet), ip_range=config.ip_range, gateway=dotted(first), auxiliary_addresses=config.auxiliary_addresses)
+
+
+class Taken:
+    """Which addresses cannot be had, by subnets and single addresses: asked about in the time of a bisection, since a full pool is gone
+    through to its end with each plan."""
+
+    def __init__(self, subnets: Iterable[IPv4Network], addresses: Iterable[str] = ()) -> None:
+        ends = [(int(subnet.network_address), int(subnet.broadcast_address)) for subnet in (*UNFIT, *subnets)]
+        ends += [(host, host) for address in addresses if (host := number(_without_port(address))) is not None]
+        self._first: list[int] = []
+        self._last: list[int] = []
+        for first, last in sorted(ends):
+            if self._last and first <= self._last[-1]:
+                self._last[-1] = max(last, self._last[-1])
+            else:
+                self._first.append(first)
+                self._last.append(last)
+
+    def overlaps(self, subnet: IPv4Network) -> bool:
+        at = bisect_right(self._first, int(subnet.broadcast_address)) - 1
+        return at >= 0 and self._last[at] >= int(subnet.network_address)
+
+
+def _without_port(address: str) -> str:
+    return address.rpartition(":")[0] if address.count(":") == 1 else address
 
 
 def inside(address: str, subnet: IPv4Network) -> bool:

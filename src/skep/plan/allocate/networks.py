@@ -10,7 +10,7 @@ from skep.model.defaults import ADDRESS_POOL, FIRST_VNI, SUBNET_SIZE
 from skep.model.network import Network
 from skep.model.node import Node
 from skep.model.spec import IPAMConfig, NetworkSpec
-from skep.plan.allocate.addresses import inside, overlapping, pool_subnets, subnet_of, unfit, with_gateway
+from skep.plan.allocate.addresses import Taken, inside, overlapping, pool_subnets, subnet_of, unfit, with_gateway
 from skep.plan.allocate.vni import LAST_VNI, OPTION, asked_vni
 from skep.plan.view import View
 
@@ -61,9 +61,9 @@ def pool_subnet(cluster: Cluster | None, cursor: int, used: list[IPv4Network], n
     """
     pools = (cluster.default_addr_pool if cluster else ()) or (ADDRESS_POOL,)
     size = (cluster.subnet_size if cluster else 0) or SUBNET_SIZE
-    addresses = [address for node in nodes for address in (node.status.addr, node.manager_addr) if address]
+    taken = Taken(used, (address for node in nodes for address in (node.status.addr, node.manager_addr)))
     for after, subnet in pool_subnets(pools, size, cursor):
-        if not unfit(subnet) and overlapping(subnet, used) is None and not any(inside(address, subnet) for address in addresses):
+        if not taken.overlaps(subnet):
             return after, subnet
     raise NoSubnet("could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network")
 
