@@ -1,0 +1,34 @@
+"""Clients that leave while the process writes: its monitor lives on."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+from engine_fixture import config, running_engine
+
+from skep.engine.base import ExecConfig
+
+pytestmark = pytest.mark.root
+
+
+def test_the_monitor_survives_clients_that_leave_in_the_midst() -> None:
+    async def main() -> None:
+        async with running_engine() as engine:
+            made = config("sh", "-c", "until [ -e /stop ]; do echo line; usleep 300; done; exit 7")
+            await engine.create(made)
+            await engine.start(made.id)
+            for turn in range(1000):
+                attached = [await engine.attach(made.id) for _ in range(3)]
+                if turn % 2:
+                    async with aclosing(attached[0].output()) as output:
+                        await anext(output)
+                for streams in attached:
+                    await streams.close()
+            begun = await engine.exec(made.id, ExecConfig(args=("touch", "/stop")))
+            assert await begun.wait() == 0
+            ended = await engine.wait(made.id)
+            assert (ended.code, ended.known) == (7, True)
+
+    asyncio.run(main())
