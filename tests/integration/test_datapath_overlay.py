@@ -195,6 +195,7 @@ def test_an_underlay_that_is_set_narrower_while_all_runs_is_noticed_by_the_next_
     node, other = pair.nodes
     held = connect(at(other, "10.0.1.20"), "10.0.1.10", 80)
     line(held)
+    device = within(node.run_root / "router", lambda: socket.if_nametoindex("vx4097"))
     assert (node.datapath.underlay_mtu, other.datapath.underlay_mtu) == (1500, 1500)
     for mtu in (1400, 1500):
         within(pair.wire, lambda mtu=mtu: pair._narrow("n1", mtu))
@@ -205,6 +206,7 @@ def test_an_underlay_that_is_set_narrower_while_all_runs_is_noticed_by_the_next_
         assert (node.mtu, other.datapath.underlay_mtu) == (mtu, 1500)
         apply_all(pair, networks=NETWORKS, endpoints=pair.endpoints)
         assert within(node.run_root / "router", _links)["vx4097"] == mtu - 50
+        assert within(node.run_root / "router", lambda: socket.if_nametoindex("vx4097")) == device, "no moment without a way"
         assert node.run(node.datapath.compare()) == []
         held.sendall(b"still here\n")
         assert line(held) == "still here"

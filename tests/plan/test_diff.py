@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_desired import HERE, INGRESS, OVERLAY, discovery, endpoint, peer, place, snap, web
 
 from skep.datapath.base import Snapshot
-from skep.datapath.desired import LocalPort, Wanted, desired
+from skep.datapath.desired import MTU_OPTION, LocalPort, Wanted, desired
 from skep.datapath.diff import FIXED_CHAINS, SETS, Change, diff, key
 from skep.datapath.facts import HOST, MAIN, ROUTER, Address, Chain, Element, Fact, Forwarding, Group, Neighbour, Route, Rule, Vxlan
 from skep.datapath.repair import dead_in, rule_facts, sentences
@@ -35,6 +35,9 @@ class Model:
     def play(self, change: Change) -> None:
         for v in change.replace:
             self._drop_link(v.link)
+        for v in change.resize:
+            assert v.link in self.links and self.facts[key(v)] != v
+            self.facts[key(v)] = v
         for fact in change.add:
             if isinstance(fact, Vxlan):
                 assert fact.link not in self.links
@@ -133,7 +136,9 @@ def worlds(draw: st.DrawFn) -> tuple[Snapshot, tuple[str, ...], tuple[LocalPort,
         for a in chosen
     )
     ports = draw(st.lists(st.sampled_from(PORTS), unique_by=lambda p: (p.protocol, p.published_port)))
-    networks = draw(st.sampled_from([(INGRESS,), (INGRESS, OVERLAY), (OVERLAY,), ()]))
+    width = draw(st.sampled_from([{}, {MTU_OPTION: "1200"}]))
+    items = draw(st.sampled_from([(INGRESS,), (INGRESS, OVERLAY), (OVERLAY,), ()]))
+    networks = tuple(msgspec.structs.replace(n, network=msgspec.structs.replace(n.network, options=width)) for n in items)
     peers = draw(st.sampled_from([(), (peer(1),), (peer(1), peer(2)), (peer(1), peer(2), peer(3)), (peer(2),)]))
     known = draw(st.lists(st.sampled_from([discovery("web"), discovery("web", "10.0.1.200", network="net1"), discovery("other", "")])))
     snapshot = snap(networks, peers, endpoints, (web(*ports),), tuple(known))
@@ -245,3 +250,13 @@ def test_a_device_with_other_settings_is_made_anew_with_all_that_hung_on_it() ->
     kinds = [type(f) for f in change.add]
     assert kinds[0] is Vxlan and {Address, Neighbour, Forwarding, Route} <= set(kinds)
     assert change.remove == () and change.router == "" and change.host == ""
+
+
+def test_a_device_that_is_to_be_narrower_or_wider_stays_with_all_that_hangs_on_it() -> None:
+    def state(mtu: int) -> Wanted:
+        return desired(snap(endpoints=(endpoint("n2", "10.0.0.6"),)), msgspec.structs.replace(HERE, mtu=mtu), (), ())
+
+    for before, after in ((1500, 1400), (1400, 1500)):
+        change = diff(state(before), state(after), T)
+        assert [(v.link, v.mtu) for v in change.resize] == [("vx4096", after - 50)]
+        assert change == Change(resize=change.resize)

@@ -32,6 +32,8 @@ class Change(msgspec.Struct, frozen=True):
 
     replace: tuple[Vxlan, ...] = ()
     """Links to delete first, because they come again with other settings; all that hung on them is in `add`."""
+    resize: tuple[Vxlan, ...] = ()
+    """Links that get another MTU and stay: whoever asks for a connection meanwhile has a way."""
     add: tuple[Fact, ...] = ()
     router: str = ""
     """One transaction; empty: nothing."""
@@ -53,6 +55,9 @@ def diff(applied: Wanted, wanted: Wanted, table: str, *, dead: Set[str] = frozen
     """`dead`: addresses declared dead before; those that are present again are revived."""
     added = wanted.facts - applied.facts
     removed = applied.facts - wanted.facts
+    resize = {f for f in added if isinstance(f, Vxlan) and any(_but_for_mtu(f, old) for old in removed)}
+    added = added - resize
+    removed = frozenset(f for f in removed if not any(_but_for_mtu(f, new) for new in resize))
     lost = {f.link for f in removed if isinstance(f, Vxlan)}
     replace: tuple[Vxlan, ...] = ()
     if lost:
@@ -66,6 +71,7 @@ def diff(applied: Wanted, wanted: Wanted, table: str, *, dead: Set[str] = frozen
     gone = sorted((f for f in removed if type(f) in _RANK and not isinstance(f, Group) and key(f) not in settled), key=_sort, reverse=True)
     return Change(
         replace=tuple(sorted(replace, key=_sort)),
+        resize=tuple(sorted(resize, key=_sort)),
         add=tuple(kernel),
         router=script(ROUTER, table, added, removed, applied.present - wanted.present, dead & wanted.present),
         host=script(HOST, table, added, removed),
@@ -74,6 +80,10 @@ def diff(applied: Wanted, wanted: Wanted, table: str, *, dead: Set[str] = frozen
         at=tuple(sorted({f.value.split()[0] for f in removed if isinstance(f, Element) and (f.where, f.set) == (HOST, "at")})),
         ports=tuple(sorted({port for f in added ^ removed if (port := _udp_port(f))})),
     )
+
+
+def _but_for_mtu(one: Fact, other: Fact) -> bool:
+    return isinstance(one, Vxlan) and isinstance(other, Vxlan) and msgspec.structs.replace(one, mtu=other.mtu) == other
 
 
 def _udp_port(fact: Fact) -> int:

@@ -51,6 +51,7 @@ class Kernel:
     def apply(self, change: Change) -> None:
         router = self._router
         self._delete_links(v.link for v in change.replace)
+        router.net.send([netlink.set_link(self.index(v.link), f"{v.link} mtu {v.mtu}", mtu=v.mtu) for v in change.resize])
         until = time.monotonic() + VNI_WAIT
         for fact in change.add:
             if isinstance(fact, Vxlan):
