@@ -337,6 +337,26 @@ def test_a_node_whose_pins_are_lost_begins_anew(alone: tuple[Lab, Node]) -> None
     assert ask(it.client, node.address, 8080) == ("again", CLIENT)
 
 
+def test_a_port_of_the_mesh_that_a_container_of_the_node_has_is_said(pair: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    node, other = pair.nodes
+    place = attach(node, "10.0.1.15", "net1")
+    pair.serve(node.sandbox(place), 80, "own")
+    node.run(node.datapath.publish(place, "10.0.1.15", (HostPort(target=80, published=8080),)))
+    served = [service("s0", (8080, 80, "tcp"), (8081, 80, "tcp"))]
+    for _ in range(2):
+        apply_all(pair, networks=NETWORKS, endpoints=pair.endpoints, services=served)
+    assert ask(pair.client, node.address, 8080)[0] == "own" and ask(pair.client, other.address, 8080)[0].startswith("10.0.0.")
+    said = (
+        f"port 8080/tcp of service s0 leads to container {place} on this node, which has published it too: other nodes lead to the "
+        "service; remove the container, or publish another port"
+    )
+    assert node.run(node.datapath.refused()) == [said] and other.run(other.datapath.refused()) == []
+    assert [r.getMessage() for r in caplog.records if "8080" in r.getMessage()] == [said], "once"
+    node.run(node.datapath.unpublish(place))
+    assert node.run(node.datapath.compare()) == [] == node.run(node.datapath.refused())
+    assert ask(pair.client, node.address, 8080)[0].startswith("10.0.0.")
+
+
 TAKEN = (
     "network net1 cannot be laid on this node: VXLAN id 4097 on UDP port 4789 is taken on this host by another program "
     "(dockerd with a swarm, say): end what has it, or make the network again with another id"

@@ -1,4 +1,5 @@
 """Networks that this node cannot lay, a sentence each: everything else is laid without them, and who asks for one of them is told why.
+And ports of the mesh that do not lead to their service here, since a container of this node has them.
 
 The causes. The device cannot be made, as something else on the host has its VXLAN id or UDP port: found out by trying, and tried again
 with each change and comparison (`Kernel.taken`). Or the subnet overlaps that of one of the node's own networks, or of the node's way to
@@ -14,7 +15,8 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 
 from skep.datapath.base import LocalNetwork, LocalState, Snapshot
-from skep.datapath.desired import is_ipv4, usable, vxlan_name
+from skep.datapath.desired import LocalPort, is_ipv4, usable, vxlan_name
+from skep.model.assignment import ServiceItem
 from skep.model.network import Network
 
 log = logging.getLogger(__name__)
@@ -28,9 +30,13 @@ class Refusals:
         """By network id."""
         self.overlapping: dict[str, str] = {}
         """Likewise: never tried."""
+        self._shadowed: dict[str, str] = {}
+        self._told: dict[str, str] = {}
+        """By `PROTOCOL/PORT`: as it is, and as it was when it was logged."""
 
-    def compare(self, snapshot: Snapshot | None, local: LocalState, uplink: str) -> Collection[str]:
-        """Find the overlapping ones: their ids."""
+    def compare(self, snapshot: Snapshot | None, local: LocalState, uplink: str, ports: Iterable[LocalPort]) -> Collection[str]:
+        """Find the overlapping ones: their ids. `ports`: those that containers of this node have."""
+        self._shadowed = shadowed(snapshot.services.values() if snapshot is not None else (), ports)
         networks = (item.network for item in snapshot.networks.values()) if snapshot is not None else ()
         self.overlapping = overlapping(networks, local.networks.values(), uplink)
         return self.overlapping
@@ -51,6 +57,11 @@ class Refusals:
         for id in self._all.keys() - now.keys():
             log.info("network %s is refused on this node no more", id[:12])
         self._all = now
+        for port in self._shadowed.keys() - self._told.keys():
+            log.warning("%s", self._shadowed[port])
+        for port in self._told.keys() - self._shadowed.keys():
+            log.info("port %s is shadowed on this node no more", port)
+        self._told = self._shadowed
 
     def why(self, network_id: str) -> str:
         """Empty: it is not refused."""
@@ -61,7 +72,7 @@ class Refusals:
         return frozenset(self._all)
 
     def sentences(self) -> list[str]:
-        return [self._all[id] for id in sorted(self._all)]
+        return [found[key] for found in (self._all, self._shadowed) for key in sorted(found)]
 
 
 def overlapping(networks: Iterable[Network], own: Iterable[LocalNetwork], uplink: str) -> dict[str, str]:
@@ -86,6 +97,22 @@ def _own_network(network: LocalNetwork) -> str:
         f"{network.subnet} of the node's own network {title}, which keeps it: remove that network, or make one of the two again with "
         "another subnet"
     )
+
+
+def shadowed(services: Iterable[ServiceItem], ports: Iterable[LocalPort]) -> dict[str, str]:
+    """By `PROTOCOL/PORT`: those that a container has at all addresses of this node, and a service at every node. The container had it
+    first, or a service could not tell: it keeps it. Pure."""
+    mine = {(port.protocol, port.port): port.sandbox_id[:12] for port in ports if not port.at}
+    out: dict[str, str] = {}
+    for service in services if mine else ():
+        for port in service.ports:
+            protocol, number = port.protocol or "tcp", port.published_port
+            if (protocol, number) in mine and port.publish_mode != "host":
+                out[f"{protocol}/{number}"] = (
+                    f"port {number}/{protocol} of service {service.name} leads to container {mine[protocol, number]} on this node, which "
+                    "has published it too: other nodes lead to the service; remove the container, or publish another port"
+                )
+    return out
 
 
 @lru_cache(maxsize=8192)
