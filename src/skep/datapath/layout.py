@@ -118,10 +118,8 @@ class Layout:
     def _wanted(self) -> Wanted:
         places = [p for r in self._sandboxes.records.values() for p in r.places]
         ports = self._ports()
-        here, without = (
-            Here(address=self._address, mtu=self._mtu),
-            self._refusals.compare(self._snapshot, self._local, self._router.uplink, ports),
-        )
+        here = Here(address=self._address, mtu=self._mtu)
+        without = self._refusals.compare(self._snapshot, self._local, self._router.uplink, ports)
         wanted = desired(self._snapshot or Snapshot(), here, places, ports, self._memo, without)
         facts = local.local_facts(self._local, ports, self._kernel.host_addresses())
         datagrams = {p.address for p in ports if p.protocol == "udp"}
