@@ -47,7 +47,7 @@ SKIPPED: dict[str, dict[str, str]] = {
         "302": "an update that drops Platforms alone: no task is replaced whose node still fits",
     },
     "services.jsonl": {
-        "56 61 221": "local networks and endpoints differ: no docker_gwbridge, no ingress-sbox (tests/api/test_networks.py)",
+        "56 61 221": "local networks and endpoints differ: no docker_gwbridge, no ingress-sbox (tests/contract/test_api_networks.py)",
         "112 117 120-121 125 213": "half-way through a rollout: which slot goes first is chance in SwarmKit (it walks a map)",
         "79-80 218-219": "secrets and configs: not kept yet",
         "141-151 159-163 185-186 223 225": "jobs: refused (501)",
