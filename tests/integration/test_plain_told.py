@@ -71,6 +71,24 @@ def test_a_copy_to_where_nothing_is(world: World, tmp_path: Path) -> None:
     assert done.stderr.strip() == "Error response from daemon: Could not find the file /nosuch in container cpn"
 
 
+def test_a_link_follows_the_other_container(world: World) -> None:
+    """Never to whoever has got its address meanwhile."""
+    world.docker("network", "create", "--subnet", "10.67.0.0/24", "linked")
+    world.docker("run", "-d", "--name", "far", "--network", "linked", "--ip", "10.67.0.20", "box:1", "sleep", "1000")
+    world.docker("run", "-d", "--name", "near", "--network", "linked", "--link", "far:lnk", "box:1", "sleep", "1000")
+
+    def asked() -> str:
+        shown = world.docker("exec", "near", "ping", "-c1", "-W2", "lnk", check=False)
+        return shown.stdout.partition("(")[2].partition(")")[0]
+
+    assert asked() == "10.67.0.20"
+    world.docker("network", "disconnect", "linked", "far")
+    world.docker("run", "-d", "--name", "stranger", "--network", "linked", "--ip", "10.67.0.20", "box:1", "sleep", "1000")
+    assert asked() == ""
+    world.docker("network", "connect", "--ip", "10.67.0.30", "linked", "far")
+    assert asked() == "10.67.0.30"
+
+
 def test_an_exec_between_two_lives(world: World) -> None:
     world.docker("run", "-d", "--name", "xr", "--restart", "always", "box:1", "sh", "-c", "exit 1")
     world.until(lambda: world.inspect("xr")["State"]["Status"] == "restarting" and world.inspect("xr")["RestartCount"] > 4, "it rests")

@@ -196,6 +196,11 @@ def test_links_come_first() -> None:
     assert ask("4.3.2.1.in-addr.arpa", "n1", links={"x": "1.2.3.4"}) == "x"
 
 
+def test_a_link_to_a_name_means_what_that_means_now() -> None:
+    assert ask("mine", "n1", links={"mine": "web"}) == ask("web", "n1") != Fate.MISSING
+    assert ask("mine", "n1", links={"mine": "nosuch"}) == Fate.MISSING
+
+
 @pytest.mark.parametrize(
     ("address", "meaning"),
     [

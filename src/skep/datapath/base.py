@@ -77,7 +77,7 @@ class Resolving(msgspec.Struct, frozen=True, kw_only=True):
     aliases: Mapping[str, tuple[str, ...]] = {}
     """By network id: likewise, on that network only."""
     links: Mapping[str, str] = {}
-    """Names of its own making (`--link`): name -> address."""
+    """Names of its own making (`--link`): name -> address, or a name that the other has on their network."""
 
 
 class HostPort(msgspec.Struct, frozen=True, kw_only=True):

@@ -65,8 +65,9 @@ def look_up(tables: Mapping[str, Table], view: View, name: str) -> Answer | Fate
     """What `name` (lower case, no last dot) means to this container."""
     if name.endswith(REVERSE) and (address := _reversed(name)):
         return _look_up_address(tables, view, address)
-    if name in view.links:
-        return Answer((view.links[name],))
+    if (linked := view.links.get(name, "")) and _number(linked) >= 0:
+        return Answer((linked,))
+    name = linked or name
     for index, table in _asked(tables, view):
         if found := _on(table, view, index, name):
             return Answer(found)
@@ -74,7 +75,7 @@ def look_up(tables: Mapping[str, Table], view: View, name: str) -> Answer | Fate
         for index, table in _asked(tables, view):
             if table.name == tail and (found := _on(table, view, index, head)):
                 return Answer(found)
-    return Fate.MISSING if _is_ours(tables, view, name) else _otherwise(tables, view)
+    return Fate.MISSING if linked or _is_ours(tables, view, name) else _otherwise(tables, view)
 
 
 def _asked(tables: Mapping[str, Table], view: View) -> list[tuple[int, Table]]:

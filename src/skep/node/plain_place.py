@@ -21,9 +21,8 @@ from skep.node.base import Attachments, LocalNetworks, is_task_sandbox
 from skep.node.container import SANDBOX_SYSCTLS, NodeFacts
 from skep.node.plain_adopt import Lock, adopt, adopt_attached
 from skep.node.plain_check import container_of
-from skep.node.plain_config import EndpointSettings, Joined, Record, blank, record_of
+from skep.node.plain_config import EndpointSettings, Joined, Record, blank
 from skep.node.plain_files import (
-    SHORT,
     check_settings,
     host_gateway,
     mode_is_none,
@@ -34,6 +33,7 @@ from skep.node.plain_files import (
     standard_less,
     wanted_ports,
 )
+from skep.node.plain_links import links_of
 
 ASK_AGAIN = 2 * SECOND
 HOST_STAYS = "container cannot be disconnected from host network or connected to host network"
@@ -357,29 +357,12 @@ class Places:
     def _resolving(self, container: Container, record: Record, joined: Sequence[Joined]) -> Resolving:
         names = own_names(container, record, EndpointSettings())
         aliases = {one.network_id: tuple(one.settings.aliases) for one in joined if one.settings.aliases}
-        links = {name: address for one in joined for address, others in self._links(record, one) for name in others}
+        links: dict[str, str] = {}
+        for one in joined:  # on a bridge of the user's the other's address is what it is when it is asked for
+            known = self._networks.get(one.network_id)
+            for link in links_of(self._engine, record, one):
+                links |= dict.fromkeys(link.names, link.address if known is None or known.predefined else link.id)
         return Resolving(servers=record.host.dns, own_names=names, aliases=aliases, links=links)
-
-    def _links(self, record: Record, one: Joined) -> list[tuple[str, tuple[str, ...]]]:
-        """(address, names) of the containers it is linked to on this network."""
-        found = []
-        main = record.host.network_mode in (one.network, one.network_id)
-        asked = [*one.settings.links, *(record.host.links if main else ())]
-        for link in dict.fromkeys(asked):
-            reference, _, alias = link.partition(":")
-            other = self._engine.get(reference)
-            theirs = record_of(other.config) if other is not None else None
-            if other is None or theirs is None:
-                raise Invalid(f"could not get container for {reference}: No such container: {reference}")
-            alias = alias.rpartition("/")[2] or other.config.name
-            if not other.running:
-                raise Conflict(f"Cannot link to a non running container: /{other.config.name} AS /{record.config.hostname}/{alias}")
-            place = next((p for p in theirs.joined if p.network_id == one.network_id and p.address), None)
-            if place is None:
-                raise Conflict(f"Cannot link to /{other.config.name}, as it does not belong to the network {one.network}")
-            names = tuple(dict.fromkeys((alias, other.config.id[:SHORT], other.config.name)))
-            found.append((place.address.partition("/")[0], names))
-        return found
 
     def _hosts(self, record: Record, joined: Iterable[Joined]) -> tuple[str, ...]:
         config = record.config
@@ -387,7 +370,7 @@ class Places:
         lines = list(self._extra_hosts(record))
         for one in joined:
             if one.network == "bridge":
-                lines += [f"{address}\t{' '.join(names)}" for address, names in self._links(record, one)]
+                lines += [f"{link.address}\t{' '.join(link.names)}" for link in links_of(self._engine, record, one)]
         lines += [f"{one.address.partition('/')[0]}\t{name}" for one in joined if one.address]
         return tuple(lines)
 

@@ -1,0 +1,39 @@
+"""`--link`: names of a container's own for another one on a network that both are on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from skep.engine.base import Engine
+from skep.errors import Conflict, Invalid
+from skep.node.plain_config import Joined, Record, record_of
+from skep.node.plain_files import SHORT
+
+
+class Link(NamedTuple):
+    address: str
+    """Of the other, now."""
+    names: tuple[str, ...]
+    id: str
+    """Short: a name that the other has on every network of the user's."""
+
+
+def links_of(engine: Engine, record: Record, one: Joined) -> list[Link]:
+    """The containers that this one is linked to on this network. Raises Invalid and Conflict in Docker's words."""
+    found = []
+    main = record.host.network_mode in (one.network, one.network_id)
+    for link in dict.fromkeys([*one.settings.links, *(record.host.links if main else ())]):
+        reference, _, alias = link.partition(":")
+        other = engine.get(reference)
+        theirs = record_of(other.config) if other is not None else None
+        if other is None or theirs is None:
+            raise Invalid(f"could not get container for {reference}: No such container: {reference}")
+        alias = alias.rpartition("/")[2] or other.config.name
+        if not other.running:
+            raise Conflict(f"Cannot link to a non running container: /{other.config.name} AS /{record.config.hostname}/{alias}")
+        place = next((p for p in theirs.joined if p.network_id == one.network_id and p.address), None)
+        if place is None:
+            raise Conflict(f"Cannot link to /{other.config.name}, as it does not belong to the network {one.network}")
+        id = other.config.id[:SHORT]
+        found.append(Link(place.address.partition("/")[0], tuple(dict.fromkeys((alias, id, other.config.name))), id))
+    return found
