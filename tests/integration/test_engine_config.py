@@ -303,6 +303,46 @@ def test_propagation(runtime: str) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_what_is_mounted_below_a_bind_mount_outlives_the_container(runtime: str) -> None:
+    """A host's /run or / bound into a container, as agents do: the copies of its shared mounts are not unmounted in the host's name."""
+
+    def below() -> list[str]:
+        return sorted(point.path for point in kernel.mounts() if point.path.endswith(("/inner/pin", "/inner/later")))
+
+    async def main() -> None:
+        async with running_engine(runtime) as engine:
+            folder = Path(engine.describe()["root"]).parent / "private"
+            inner = folder / "inner"
+            folder.mkdir()
+            kernel.mount("tmpfs", str(folder), "tmpfs")
+            kernel.mount("", str(folder), flags=kernel.MS_PRIVATE)
+            try:
+                inner.mkdir()
+                kernel.mount("tmpfs", str(inner), "tmpfs")
+                kernel.mount("", str(inner), flags=kernel.MS_SHARED)
+                for name in ("pin", "later"):
+                    (inner / name).mkdir()
+                kernel.mount("tmpfs", str(inner / "pin"), "tmpfs")
+                made = config("sleep", "600", mounts=(Mount(target="/m", source=str(folder)),))
+                await engine.create(made)
+                for _ in range(2):
+                    pid = await engine.start(made.id)
+                    assert Path(f"/proc/{pid}/root/m/inner/pin").is_dir()
+                    kernel.mount("tmpfs", str(inner / "later"), "tmpfs")
+                    kernel.umount(str(inner / "later"))
+                    assert not [path for path in below() if path.endswith("later")], "nothing is held that the host has given up"
+                    await engine.kill(made.id)
+                    await engine.wait(made.id)
+                    await until(lambda: below() == [str(inner / "pin")])
+                await engine.remove(made.id)
+                assert below() == [str(inner / "pin")]
+            finally:
+                kernel.umount(str(folder))
+
+    asyncio.run(main())
+
+
 def test_a_new_volume_gets_what_the_image_has_there() -> None:
     """Contents, owner, mode and links; once, only while it is empty, and never anything from outside of the image."""
     bench = Bench()

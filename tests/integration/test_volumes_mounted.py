@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from skep.engine.base import Container, ContainerConfig, Exit, Mount
+from skep.engine.oci import kernel
 from skep.errors import NotFound, SkepError
 from skep.node import mounting
 from skep.node.volumes import Volumes
@@ -91,6 +92,23 @@ def test_a_folder_of_the_host_as_a_volume(node: Node, tmp_path: Path) -> None:
         await node.volumes.release([mount])
         assert await node.volumes.remove("bound")
         assert (tmp_path / "host/file").read_text() == "of the host", "what it shows is not the volume's to remove"
+
+    asyncio.run(main())
+
+
+def test_a_folder_with_what_is_mounted_below_it(node: Node, tmp_path: Path) -> None:
+    async def main() -> None:
+        (tmp_path / "host").mkdir()
+        kernel.mount("tmpfs", str(tmp_path / "host"), "tmpfs")
+        kernel.mount("", str(tmp_path / "host"), flags=kernel.MS_SHARED)
+        (tmp_path / "host/below").mkdir()
+        kernel.mount("tmpfs", str(tmp_path / "host/below"), "tmpfs")
+        volume = await node.volumes.create("bound", options={"type": "none", "o": "rbind", "device": str(tmp_path / "host")})
+        mount = Mount(target="/x", source=node.volumes.mountpoint(volume), volume="bound")
+        await node.volumes.ready([mount])
+        assert mounting.is_mount_point(Path(mount.source) / "below")
+        await node.volumes.release([mount])
+        assert not there(mount.source) and mounting.is_mount_point(tmp_path / "host/below")
 
     asyncio.run(main())
 

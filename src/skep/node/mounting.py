@@ -69,8 +69,11 @@ def _unescaped(field: str) -> str:
 
 
 def unmount(path: Path) -> None:
-    """And remove the mount point. A mount that is still in use goes when its last user does."""
-    if is_mount_point(path) and (failed := _run("umount", "--lazy", "--", str(path))):
+    """And remove the mount point. A mount that is still in use goes when its last user does.
+
+    What is mounted below it leaves its groups first: below the folder that it shows (`o=rbind`) it stays mounted.
+    """
+    if is_mount_point(path) and (failed := _run("mount", "--make-rprivate", "--", str(path)) or _run("umount", "--lazy", "--", str(path))):
         raise SkepError(f"failed to unmount volume: {failed}")
     with suppress(OSError):  # somebody may have put something into it
         path.rmdir() if path.is_dir() else path.unlink()

@@ -303,7 +303,7 @@ def unmount(folders: Folders, id: str) -> None:
     kernel.umount(str(bundle / "shm"))
     if (bundle / "m").exists():
         for path in sorted((bundle / "m").iterdir()):
-            kernel.umount(str(path))
+            kernel.take_down(str(path))
 
 
 def write_etc(folders: Folders, config: ContainerConfig) -> None:

@@ -13,6 +13,7 @@ import stat
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from skep.errors import Invalid, Unavailable
@@ -57,6 +58,20 @@ def umount(target: str, flags: int = MNT_DETACH) -> None:
     except (FileNotFoundError, OSError) as error:
         if error.errno not in (2, 22):  # ENOENT, EINVAL: not a mount point
             raise
+
+
+def take_down(target: str) -> None:
+    """Unmount what was bound here with all that is mounted below it, and remove the mount point. Fine if nothing is mounted there.
+
+    A bind mount's copies of shared mounts belong to the groups of the originals, and to unmount what lies below such a copy would unmount
+    it below the original too: they leave their groups first. Where another namespace has its own copies, removing the mount point frees
+    them.
+    """
+    with suppress(OSError):
+        mount("", target, flags=MS_PRIVATE | MS_REC)
+    umount(target)
+    with suppress(OSError):
+        os.rmdir(target) if os.path.isdir(target) and not os.path.islink(target) else os.unlink(target)
 
 
 def unshare(flags: int) -> None:

@@ -75,6 +75,8 @@ def _bind_below(mount: Mount, target: str) -> str:
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     if not os.path.ismount(target) and not any(point.path == target for point in kernel.mounts()):
         kernel.mount(mount.source, target, flags=kernel.MS_BIND | (kernel.MS_REC if mount.recursive else 0))
+        # it follows what is mounted and unmounted in the source; nothing goes the other way
+        kernel.mount("", target, flags=kernel.MS_SLAVE | kernel.MS_REC)
     return target
 
 
