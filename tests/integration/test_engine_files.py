@@ -517,3 +517,35 @@ def test_whoever_looks_into_what_is_being_removed_is_told_so() -> None:
             assert told <= {"seen", "No such container: X"} and told
 
     asyncio.run(main())
+
+
+def test_whoever_writes_into_what_is_being_removed_is_told_so() -> None:
+    archive = pack(*[(f"in/{n}/{n}/{n}", b"x" * 100) for n in range(300)])
+
+    async def main() -> None:
+        async with running_engine() as engine:
+
+            async def write(id: str, begun: asyncio.Event) -> str:
+                async def data() -> AsyncIterator[bytes]:
+                    async for piece in sent(archive, 20_000):
+                        yield piece
+                        begun.set()
+
+                try:
+                    await engine.write_archive(id, "/tmp", data())
+                except SkepError as error:
+                    return error.message
+                return "written"
+
+            told = set()
+            for _ in range(20):
+                made, begun = config("true"), asyncio.Event()
+                await engine.create(made)
+                async with asyncio.TaskGroup() as group:
+                    writing = group.create_task(write(made.id, begun))
+                    await begun.wait()
+                    group.create_task(engine.remove(made.id))
+                told.add(writing.result().replace(made.id, "X"))
+            assert told <= {"written", "No such container: X"} and told
+
+    asyncio.run(main())

@@ -13,7 +13,7 @@ import os
 import posixpath
 import stat
 import tarfile
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
@@ -120,9 +120,11 @@ class _Member(tarfile.TarInfo):
 
 class Unpacking:
     """`owner`: (uid, gid) for all that is made, instead of the archive's. `keep_type`: nothing turns from a directory into something
-    else or back."""
+    else or back. `stopped`: asked before each member."""
 
-    def __init__(self, view: View, path: str, *, keep_type: bool, owner: tuple[int, int] | None) -> None:
+    def __init__(
+        self, view: View, path: str, *, keep_type: bool, owner: tuple[int, int] | None, stopped: Callable[[], bool] = lambda: False
+    ) -> None:
         fd = view.open(path, os.O_PATH)
         try:
             if not stat.S_ISDIR(os.fstat(fd).st_mode):
@@ -133,6 +135,7 @@ class Unpacking:
         self._path = view.resolve(path)
         self._keep_type = keep_type
         self._owner = owner
+        self._stopped = stopped
         self._times: list[tuple[str, int]] = []
 
     def run(self, data: IO[bytes]) -> None:
@@ -142,6 +145,8 @@ class Unpacking:
             with tarfile.open(fileobj=plain, mode="r|", tarinfo=_Member, bufsize=4 * _CHUNK) as archive:
                 for member in archive:
                     archive.members.clear()  # type: ignore[attr-defined]
+                    if self._stopped():
+                        raise SkepError(f"{self._path} is being removed")
                     self._one(archive, member)
             for path, mtime in reversed(self._times):
                 self._set_time(path, mtime)

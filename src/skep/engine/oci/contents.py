@@ -96,7 +96,7 @@ class Contents(Core):
                 if copy_owner and config.user:
                     identity = bundle.identify(str(self._folders.rootfs(entry.id)), config.user, config.groups)
                     owner = identity.uid, identity.gid
-                return archive.Unpacking(view, clean(path), keep_type=keep_type, owner=owner)
+                return archive.Unpacking(view, clean(path), keep_type=keep_type, owner=owner, stopped=lambda: entry.going)
 
             await self._pour(data, await self._inside(prepare))
 
@@ -178,9 +178,9 @@ class Contents(Core):
                 raise SkepError(f"cannot look into container {entry.id}: {error.strerror}") from None
             try:
                 yield view
-            except NotFound:
+            except (SkepError, OSError):
                 await self._operations.settle(entry)
-                self._entry(entry.id)  # the file is gone because all of it goes
+                self._entry(entry.id)  # a file, or the place for one, is gone because all of it goes
                 raise
             finally:
                 view.close()

@@ -329,7 +329,11 @@ class OciEngine(Control, Contents):
             self._forget(entry)
             self._emit("destroy", entry)
 
-        await self._operations.run(entry, self._operations.outside, lambda: bundle.remove(self._folders, entry.id), apply)
+        def failed(_: BaseException) -> None:
+            entry.going = False
+
+        entry.going = True
+        await self._operations.run(entry, self._operations.outside, lambda: bundle.remove(self._folders, entry.id), apply, failed)
 
     def _forget(self, entry: Entry) -> None:
         self._entries.pop(entry.id, None)

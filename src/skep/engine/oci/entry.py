@@ -34,6 +34,8 @@ class Entry:
         """Where it was put before we were started, until it has ended; else it is where its configuration says."""
         self.viewers = 0
         """Who looks at its files and needs them mounted."""
+        self.going = False
+        """It is being removed: who writes into it stops."""
         self.pidfd = -1
         self.conmon_fd = -1
         self.waiting: list[AttachStreams] = []
