@@ -6,6 +6,8 @@
 # make guest   the node's tests in a virtual machine with a unified cgroup tree (Debian 12 with qemu-system-x86; over an hour)
 SHELL := /bin/bash
 PY := .venv/bin/python
+# two test files at a time: most of their time is waiting
+PAIR := -n 2 --dist loadfile
 ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 
 .PHONY: setup demo test quick lint types contracts plan sim contract integration peers e2e bench soak guest clean
@@ -34,7 +36,7 @@ contracts: setup
 
 plan: setup
 	@echo "== decisions, store, link, node"
-	@$(PY) -m pytest -q tests/plan tests/store tests/link tests/node tests/api -m "not root and not soak"
+	@$(PY) -m pytest -q tests/plan tests/store tests/link tests/node tests/api -m "not root and not soak" $(PAIR)
 
 sim: setup
 	@echo "== simulated clusters"
@@ -42,11 +44,11 @@ sim: setup
 
 contract: setup
 	@echo "== Docker's dialect"
-	@$(PY) -m pytest -q tests/contract tests/peers -m "not root and not soak"
+	@$(PY) -m pytest -q tests/contract tests/peers -m "not root and not soak" $(PAIR)
 
 integration: setup
 	@echo "== real containers, namespaces, registry (root)"
-	@$(ROOT) $(PY) -m pytest -q tests/integration tests/link tests/contract -m "root and not soak"
+	@$(ROOT) $(PY) -m pytest -q tests/integration tests/link tests/contract -m "root and not soak" $(PAIR)
 
 peers: setup
 	@echo "== other projects' tests, and fuzzing (root)"
@@ -55,7 +57,7 @@ peers: setup
 
 e2e: setup
 	@echo "== end to end (root)"
-	@$(ROOT) $(PY) -m pytest -q tests/e2e -m "not soak"
+	@$(ROOT) $(PY) -m pytest -q tests/e2e -m "not soak" $(PAIR)
 
 bench: setup
 	@$(ROOT) $(PY) bench/all.py
