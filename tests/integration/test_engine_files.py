@@ -549,3 +549,18 @@ def test_whoever_writes_into_what_is_being_removed_is_told_so() -> None:
             assert told <= {"written", "No such container: X"} and told
 
     asyncio.run(main())
+
+
+def test_a_container_has_the_files_that_tell_it_is_one() -> None:
+    async def main() -> None:
+        async with running_engine() as engine:
+            made = config("sleep", "600", read_only=True)
+            await engine.create(made)
+            names = (".dockerenv", "etc/hosts", "etc/hostname", "etc/resolv.conf")
+            for _ in range(2):
+                found = await read(engine.export(made.id))
+                assert {name: (found[name].mode & 0o7777, found[name].size) for name in names} == dict.fromkeys(names, (0o755, 0))
+                await engine.start(made.id)
+            assert await engine.changes(made.id) == []
+
+    asyncio.run(main())

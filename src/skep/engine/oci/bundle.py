@@ -18,6 +18,7 @@ import os
 import platform
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ from skep.engine.base import ContainerConfig, Exit
 from skep.engine.oci import bpf, kernel, mounting, seccomp, spec, users
 from skep.engine.oci.devices import devices_of
 from skep.engine.oci.runtime import PROFILE, Runtime, cgroup2
-from skep.errors import Invalid
+from skep.errors import Invalid, SkepError
 
 _MOUNT_DATA_LIMIT = 4000
 """The kernel takes mount options of one page."""
@@ -247,6 +248,11 @@ class Making(msgspec.Struct, frozen=True, kw_only=True):
     """The runtime runs in a mount namespace of its own."""
 
 
+OWN_FILES = ("/.dockerenv", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
+"""Empty files that Docker puts into every container where the image has none: many a program takes the first as the sign that it runs
+in a container, over the others ours are mounted."""
+
+
 def make(making: Making, stored: Stored) -> None:
     """Root file system, bundle, first contents of new volumes, and record."""
     config = stored.config
@@ -255,6 +261,9 @@ def make(making: Making, stored: Stored) -> None:
     for path, mode in ((folder, 0o711), (folder / "upper", 0o755), (folder / "work", 0o755)):
         path.mkdir(mode=mode, exist_ok=True)
     make_bundle(making, stored)
+    for name in OWN_FILES:
+        with suppress(OSError, SkepError):  # a link of the image that leads nowhere stays as it is
+            kernel.make_file_in_root(str(making.folders.rootfs(config.id)), name, 0o755)
     mounting.fill_volumes(config, str(making.folders.rootfs(config.id)))
     save(making.folders, stored)
 

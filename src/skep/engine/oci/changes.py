@@ -12,7 +12,9 @@ from collections.abc import Collection, Iterator, Sequence
 from skep.errors import SkepError
 
 MODIFIED, ADDED, DELETED = 0, 1, 2
-RUNTIMES_OWN = frozenset({"/dev", "/proc", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/mtab", "/sbin/docker-init"})
+RUNTIMES_OWN = frozenset(
+    {"/.dockerenv", "/dev", "/proc", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/mtab", "/sbin/docker-init"}
+)
 """Places that the runtime makes for what it mounts there: not the container's doing."""
 _OPAQUE = "trusted.overlay.opaque"
 

@@ -172,7 +172,7 @@ def make_directory_in_root(root: str, path: str) -> None:
                 os.close(fd)
 
 
-def make_file_in_root(root: str, path: str) -> None:
+def make_file_in_root(root: str, path: str, mode: int = 0o644) -> None:
     """An empty file inside `root`, its directories too; what is there stays as it is."""
     try:
         os.close(open_in_root(root, path, os.O_PATH))
@@ -181,7 +181,7 @@ def make_file_in_root(root: str, path: str) -> None:
         make_directory_in_root(root, folder)
         fd = open_in_root(root, folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=fd))
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=fd))
         finally:
             os.close(fd)
 
