@@ -12,6 +12,7 @@ a folder without it is what a crash has left.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -341,7 +342,15 @@ def mount_overlay(folders: Folders, layers: Sequence[str], folder: Path, rootfs:
     lower = ":".join(layers)
     if len(lower) + 3 * len(str(folder)) > _MOUNT_DATA_LIMIT or any(character in path for path in layers for character in ":,\\"):
         lower = ":".join(_short(folders, path) for path in layers)
-    kernel.mount("overlay", rootfs, "overlay", 0, f"lowerdir={lower},upperdir={folder}/upper,workdir={folder}/work")
+    data = f"lowerdir={lower},upperdir={folder}/upper,workdir={folder}/work"
+    for _ in range(2):
+        kernel.mount("overlay", rootfs, "overlay", 0, data)
+        if not os.statvfs(rootfs).f_flag & os.ST_RDONLY:
+            return
+        # the kernel could not make its directory in workdir, as on a full disk: it mounts read-only then, and says why in its log alone
+        kernel.umount(rootfs)
+        (folder / "work" / "work").mkdir(exist_ok=True)  # raises the reason, if it still holds
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), rootfs)
 
 
 def _short(folders: Folders, path: str) -> str:
