@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,9 @@ import pytest
 from skep.local import calls, cluster
 from skep.local.layout import Layout
 from skep.local.registry import free_port
+
+# a shell's background job begins with SIGINT ignored, and would hand that down to what is interrupted here
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ECHO = "registry:5000/example/echo:latest"
 
