@@ -1,9 +1,11 @@
+# ruff: noqa: ASYNC240 - tests may block
 """Clients that leave while the process writes: its monitor lives on."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 from engine_fixture import config, running_engine
@@ -30,5 +32,21 @@ def test_the_monitor_survives_clients_that_leave_in_the_midst() -> None:
             assert await begun.wait() == 0
             ended = await engine.wait(made.id)
             assert (ended.code, ended.known) == (7, True)
+
+    asyncio.run(main())
+
+
+def test_the_monitor_s_own_files_lie_with_ours() -> None:
+    """It is killed now and then, and leaves the socket of a terminal behind: not among the host's temporary files."""
+
+    async def main() -> None:
+        async with running_engine() as engine:
+            made = config("sleep", "600", tty=True)
+            await engine.create(made)
+            await engine.start(made.id)
+            run = Path(engine.describe()["root"]).parent / "r"
+            monitor = (run / "c" / made.id / "conmon.pid").read_text().strip()
+            assert f"TMPDIR={run / 't'}".encode() in Path(f"/proc/{monitor}/environ").read_bytes().split(b"\0")
+            assert list((run / "t").iterdir()) == []
 
     asyncio.run(main())

@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -86,15 +87,24 @@ class Folders(msgspec.Struct, frozen=True):
     def state(self) -> Path:
         return self.run / "state"
 
+    @property
+    def temporary(self) -> Path:
+        """conmon's sockets for terminals on their way: one that is killed meanwhile leaves its own."""
+        return self.run / "t"
+
     def make(self) -> None:
         """Closed to the host's users: a program that a container makes setuid must not be one that they can run (CVE-2021-41091)."""
-        for folder in (self.data / "containers", self.run / "c", self.run / "x", self.exits, self.state):
+        for folder in (self.data / "containers", self.run / "c", self.run / "x", self.exits, self.state, self.temporary):
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
+        for left in self.temporary.iterdir():
+            with suppress(FileNotFoundError):
+                if left.lstat().st_mtime < time.time() - 60:  # a younger one may be needed by what was being started
+                    left.unlink()
 
     def clear(self) -> None:
         """Nothing of containers is left; others may have things in RUN and DATA too."""
-        for folder in (self.data / "containers", self.data / "l", *(self.run / name for name in ("c", "x", "exits", "state", "ns"))):
+        for folder in (self.data / "containers", self.data / "l", *(self.run / name for name in ("c", "x", "exits", "state", "ns", "t"))):
             remove_tree(folder)
         for name in ("runtime.json", "engine.lock"):
             (self.run / name).unlink(missing_ok=True)

@@ -35,6 +35,7 @@ class Places(msgspec.Struct, frozen=True, kw_only=True):
     """Of the OCI runtime (`--root`)."""
     exits: Path
     """conmon writes `exits/ID` when a container has ended."""
+    temporary: Path
 
 
 class Launched(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +60,7 @@ def create(places: Places, id: str, name: str, bundle: Path, log: Path | None, *
     if stdin:
         command += ["-i"] if once else ["-i", "--leave-stdin-open"]
     (bundle / "persist").mkdir(exist_ok=True)
-    said = _spawn(command, bundle)
+    said = _spawn(places, command, bundle)
     pid = int(str(said.get("data", -1)))
     if pid <= 0:
         raise failure(str(said.get("message") or "conmon gave no reason"))
@@ -73,7 +74,7 @@ def exec_command(places: Places, id: str, exec_id: str, folder: Path) -> list[st
     return [*command, "-l", "off", "-i", "-e", "--exec-attach", "--exec-process-spec", str(folder / "process.json")]
 
 
-def _spawn(command: Sequence[str], bundle: Path) -> dict[str, object]:
+def _spawn(places: Places, command: Sequence[str], bundle: Path) -> dict[str, object]:
     """Run conmon, which forks into the background; its one line of JSON on the sync pipe."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
@@ -85,7 +86,7 @@ def _spawn(command: Sequence[str], bundle: Path) -> dict[str, object]:
                 stderr=errors,
                 cwd=bundle,
                 pass_fds=(writer,),
-                env=environment(_OCI_SYNCPIPE=str(writer)),
+                env=environment(_OCI_SYNCPIPE=str(writer), TMPDIR=str(places.temporary)),
             )
         os.close(writer)
         writer = -1

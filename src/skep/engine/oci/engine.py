@@ -81,7 +81,9 @@ class OciEngine(Control, Contents):
         self._making = bundle.Making(
             folders=self._folders, host=host, filters=filters, cgroup_parent=self._cgroup_parent, apart=bool(chosen.namespace)
         )
-        self._places = conmon.Places(conmon=program, runtime=chosen, state=self._folders.state, exits=self._folders.exits)
+        self._places = conmon.Places(
+            conmon=program, runtime=chosen, state=self._folders.state, exits=self._folders.exits, temporary=self._folders.temporary
+        )
         self._operations = Operations(self._loop, chosen.namespace, self._folders.data)
         self._inotify = Inotify(self._loop)
         self._watching = Watching(self._loop, self._inotify, self._folders, self._places, self._clock, self._entries, self._ended)

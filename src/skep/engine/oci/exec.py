@@ -316,7 +316,9 @@ def spawn_terminal(places: conmon.Places, id: str, exec_id: str, folder: Path, p
                 stderr=errors,
                 cwd=folder,
                 pass_fds=(sync_w, attach_w, start_r),
-                env=conmon.environment(_OCI_SYNCPIPE=str(sync_w), _OCI_ATTACHPIPE=str(attach_w), _OCI_STARTPIPE=str(start_r)),
+                env=conmon.environment(
+                    _OCI_SYNCPIPE=str(sync_w), _OCI_ATTACHPIPE=str(attach_w), _OCI_STARTPIPE=str(start_r), TMPDIR=str(places.temporary)
+                ),
             )
         for fd in (sync_w, attach_w, start_r):
             os.close(fd)
