@@ -261,7 +261,8 @@ class World:
                 self.docker("rm", "-f", *ids)
         self.stop()
         self._kill_all()
-        bundle.remove_cgroups(self.folder.name)
+        for name in (self.folder.name, f"{self.folder.name}x"):  # the second: a test's `--cgroup-parent`
+            bundle.remove_cgroups(name)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def left(self) -> list[int]:
