@@ -7,7 +7,7 @@ import stat
 import time
 from pathlib import Path
 
-from skep.engine.oci.bundle import Folders
+from skep.engine.oci.folders import Folders
 
 
 def test_no_user_of_the_host_gets_at_the_files_of_containers(tmp_path: Path) -> None:

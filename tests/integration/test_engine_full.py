@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from skep.engine.oci import kernel
-from skep.engine.oci.bundle import Folders, mount_overlay
+from skep.engine.oci.bundle import mount_overlay
+from skep.engine.oci.folders import Folders
 
 pytestmark = pytest.mark.root
 

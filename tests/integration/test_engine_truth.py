@@ -17,8 +17,8 @@ from engine_fixture import Bench, config, until
 
 from skep.engine.base import Mount
 from skep.engine.oci import kernel
-from skep.engine.oci.bundle import remove_tree
 from skep.engine.oci.engine import OciEngine
+from skep.engine.oci.folders import remove_tree
 from skep.errors import SkepError
 
 pytestmark = pytest.mark.root

@@ -16,8 +16,9 @@ from engine_fixture import Bench, config, until
 
 from skep.engine.base import UNSEEN
 from skep.engine.oci import bundle
-from skep.engine.oci.bundle import Folders, Stored
+from skep.engine.oci.bundle import Stored
 from skep.engine.oci.engine import OciEngine
+from skep.engine.oci.folders import Folders
 
 pytestmark = pytest.mark.root
 

@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,10 +25,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from skep.engine import trees
 from skep.engine.base import ContainerConfig, Exit
 from skep.engine.oci import bpf, kernel, mounting, seccomp, spec, users
 from skep.engine.oci.devices import devices_of
+from skep.engine.oci.folders import Folders, remove_tree
 from skep.engine.oci.runtime import PROFILE, Runtime, cgroup2
 from skep.errors import Invalid, SkepError
 
@@ -53,61 +52,6 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     exit: Exit | None = None
     runtime: str = ""
     layers: tuple[str, ...] = ()
-
-
-class Folders(msgspec.Struct, frozen=True):
-    """Where everything is."""
-
-    data: Path
-    run: Path
-
-    def container(self, id: str) -> Path:
-        return self.data / "containers" / id
-
-    def bundle(self, id: str) -> Path:
-        return self.run / "c" / id
-
-    def rootfs(self, id: str) -> Path:
-        return self.run / "c" / id / "rootfs"
-
-    def record(self, id: str) -> Path:
-        return self.data / "containers" / id / "state"
-
-    def log(self, id: str) -> Path:
-        return self.data / "containers" / id / "log"
-
-    def exec_bundle(self, id: str) -> Path:
-        return self.run / "x" / id
-
-    @property
-    def exits(self) -> Path:
-        return self.run / "exits"
-
-    @property
-    def state(self) -> Path:
-        return self.run / "state"
-
-    @property
-    def temporary(self) -> Path:
-        """conmon's sockets for terminals on their way: one that is killed meanwhile leaves its own."""
-        return self.run / "t"
-
-    def make(self) -> None:
-        """Closed to the host's users: a program that a container makes setuid must not be one that they can run (CVE-2021-41091)."""
-        for folder in (self.data / "containers", self.run / "c", self.run / "x", self.exits, self.state, self.temporary):
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o700)
-        for left in self.temporary.iterdir():
-            with suppress(FileNotFoundError):
-                if left.lstat().st_mtime < time.time() - 60:  # a younger one may be needed by what was being started
-                    left.unlink()
-
-    def clear(self) -> None:
-        """Nothing of containers is left; others may have things in RUN and DATA too."""
-        for folder in (self.data / "containers", self.data / "l", *(self.run / name for name in ("c", "x", "exits", "state", "ns", "t"))):
-            remove_tree(folder)
-        for name in ("runtime.json", "engine.lock"):
-            (self.run / name).unlink(missing_ok=True)
 
 
 class Filters:
@@ -392,17 +336,6 @@ def remove(folders: Folders, id: str) -> None:
     for path in (folder, folders.bundle(id)):
         remove_tree(path)
     (folders.exits / id).unlink(missing_ok=True)
-
-
-def remove_tree(path: Path) -> None:
-    """Tried again where something was put into it meanwhile; what is no longer there is no error."""
-    for attempt in range(3):
-        try:
-            trees.remove(path)
-            return
-        except OSError:
-            if attempt == 2:
-                raise
 
 
 def remove_cgroups(path: str, root: str = "/sys/fs/cgroup") -> bool:

@@ -10,9 +10,10 @@ from typing import Protocol
 from skep.clock import Clock
 from skep.engine.base import Exit, Images
 from skep.engine.oci import conmon, spec
-from skep.engine.oci.bundle import Folders, Making
+from skep.engine.oci.bundle import Making
 from skep.engine.oci.cgroups import Groups
 from skep.engine.oci.entry import Entry
+from skep.engine.oci.folders import Folders
 from skep.engine.oci.operations import Operations
 from skep.engine.oci.runtime import Runtime
 from skep.engine.oci.unwritten import Unwritten

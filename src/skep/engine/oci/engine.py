@@ -28,6 +28,7 @@ from skep.engine.oci.control import Control, in_use
 from skep.engine.oci.core import LayeredImages
 from skep.engine.oci.entry import Entry
 from skep.engine.oci.exec import Spawned, spawn, spawned_in
+from skep.engine.oci.folders import remove_tree
 from skep.engine.oci.hostfacts import host_facts
 from skep.engine.oci.inotify import Inotify
 from skep.engine.oci.launch import Launched, find, launch, reason
@@ -299,7 +300,7 @@ class OciEngine(Control, Contents):
                     conmon.run(self._places, "delete", "--force", entry.id)
                 if state.exists():  # a create that was killed has left too little for the runtime to know it
                     bundle.remove_cgroups(cgroup)
-            bundle.remove_tree(state)
+            remove_tree(state)
 
         def unmount() -> None:
             if not entry.viewers:

@@ -15,7 +15,8 @@ import msgspec
 from skep.clock import Clock
 from skep.engine.base import UNSEEN, Exit
 from skep.engine.oci import bundle, conmon, kernel
-from skep.engine.oci.bundle import Folders, Stored
+from skep.engine.oci.bundle import Stored
+from skep.engine.oci.folders import Folders, remove_tree
 from skep.errors import SkepError
 
 _PATIENCE = 10.0
@@ -123,11 +124,11 @@ def _sweep(folders: Folders, known: set[str]) -> None:
     """What is left in RUN of a container whose removal was cut short, and of execs."""
     for id in set(os.listdir(folders.run / "c")) - known:
         bundle.unmount(folders, id)
-        bundle.remove_tree(folders.bundle(id))
+        remove_tree(folders.bundle(id))
     for id in set(os.listdir(folders.exits)) - known:
         (folders.exits / id).unlink(missing_ok=True)
     for leftover in (folders.run / "x").iterdir():
-        bundle.remove_tree(leftover)
+        remove_tree(leftover)
 
 
 def _as_it_is(folders: Folders, stored: Stored, boot: str, now: int) -> Stored:

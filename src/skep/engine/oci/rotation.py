@@ -11,8 +11,8 @@ import logging
 from collections.abc import Mapping
 
 from skep.engine.oci import conmon, logs
-from skep.engine.oci.bundle import Folders
 from skep.engine.oci.entry import Entry
+from skep.engine.oci.folders import Folders
 from skep.engine.oci.operations import Operations
 from skep.errors import SkepError
 

@@ -8,8 +8,9 @@ import logging
 from collections.abc import Mapping
 
 from skep.engine.oci import bundle
-from skep.engine.oci.bundle import Folders, Stored
+from skep.engine.oci.bundle import Stored
 from skep.engine.oci.entry import Entry
+from skep.engine.oci.folders import Folders
 from skep.engine.oci.operations import Operations
 
 log = logging.getLogger("skep.engine")

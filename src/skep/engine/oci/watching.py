@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from skep.clock import Clock
 from skep.engine.base import UNSEEN, Exit
 from skep.engine.oci import conmon
-from skep.engine.oci.bundle import Folders
 from skep.engine.oci.entry import Entry, open_process
+from skep.engine.oci.folders import Folders
 from skep.engine.oci.inotify import CLOSE_WRITE, MOVED_TO, Inotify
 
 log = logging.getLogger("skep.engine")
