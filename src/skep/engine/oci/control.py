@@ -6,6 +6,8 @@ A signal for a paused container lets it go on where Docker does: for SIGKILL, an
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import re
 import signal as signals
 from collections.abc import Mapping, Sequence
@@ -206,7 +208,9 @@ class Control(Core):
             with suppress(SkepError, OSError):
                 self._update(entry, before)
             reason = error.text.removeprefix("OCI runtime create failed: ") if isinstance(error, SkepError) else str(error.strerror)
-            raise SkepError(f"Cannot update container {entry.id}: {reason}") from None
+            # what the kernel does not take is the request's fault
+            kind = Invalid if reason.endswith((os.strerror(errno.EINVAL), os.strerror(errno.ERANGE))) else SkepError
+            raise kind(f"Cannot update container {entry.id}: {reason}") from None
 
     def _update(self, entry: Entry, change: Change) -> None:
         """What is to be unlimited is written by us: crun 1.8 writes numbers that the kernel refuses."""
