@@ -208,8 +208,9 @@ class Control(Core):
             with suppress(SkepError, OSError):
                 self._update(entry, before)
             reason = error.text.removeprefix("OCI runtime create failed: ") if isinstance(error, SkepError) else str(error.strerror)
-            # what the kernel does not take is the request's fault
-            kind = Invalid if reason.endswith((os.strerror(errno.EINVAL), os.strerror(errno.ERANGE))) else SkepError
+            # what the kernel does not take is the request's fault; the runtimes quote it, each in its own letters
+            refused = any(os.strerror(number).lower() in reason.lower() for number in (errno.EINVAL, errno.ERANGE))
+            kind = Invalid if refused else SkepError
             raise kind(f"Cannot update container {entry.id}: {reason}") from None
 
     def _update(self, entry: Entry, change: Change) -> None:
