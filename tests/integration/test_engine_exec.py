@@ -280,3 +280,18 @@ def test_who_attaches_while_the_container_ends_hears_the_end() -> None:
             assert await collect(streams) == {1: b"", 2: b""}
 
     asyncio.run(main())
+
+
+def test_a_size_for_what_is_just_ending_is_a_conflict() -> None:
+    async def main() -> None:
+        async with running_engine() as engine:
+            id = await start(engine, "sleep", "600", tty=True)
+            control = engine._folders.bundle(id) / "ctl"
+            control.unlink()
+            with pytest.raises(Conflict, match="monitor is gone"):
+                await engine.resize(id, 40, 80)
+            os.mkfifo(control)  # and nobody reads
+            with pytest.raises(Conflict, match="monitor is gone"):
+                await engine.resize(id, 40, 80)
+
+    asyncio.run(main())

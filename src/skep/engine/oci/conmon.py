@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from skep.engine.oci.runtime import Runtime, let_go
-from skep.errors import NotFound, SkepError
+from skep.errors import Conflict, NotFound, SkepError
 
 _LINE_LIMIT = 1 << 16
 _CREATE_TIMEOUT = 120.0
@@ -251,15 +251,15 @@ def forget(places: Places, id: str, bundle: Path) -> None:
 
 
 def _control(bundle: Path, message: str) -> None:
-    """Raises SkepError when nobody reads: the container has ended, or its conmon was killed."""
+    """Raises Conflict when nobody reads: the container has ended, or its conmon was killed."""
     try:
         fd = os.open(bundle / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            os.write(fd, message.encode())
+        finally:
+            os.close(fd)
     except OSError as error:
-        raise SkepError(f"the container's monitor is gone: {error.strerror}") from None
-    try:
-        os.write(fd, message.encode())
-    finally:
-        os.close(fd)
+        raise Conflict(f"the container's monitor is gone: {error.strerror}") from None
 
 
 def resize(bundle: Path, rows: int, columns: int) -> None:
