@@ -78,6 +78,19 @@ def kernel_time(pid: int) -> str:
     return Path(f"/proc/{pid}/schedstat").read_text().split()[0]
 
 
+def test_what_forks_all_the_time_is_paused_each_time() -> None:
+    async def main() -> None:
+        async with running_engine() as engine:
+            made = config("sh", "-c", "for i in 1 2 3; do (while :; do true & wait; done) & done; while :; do (true); done")
+            await engine.create(made)
+            await engine.start(made.id)
+            for _ in range(100):
+                await engine.pause(made.id)
+                await engine.unpause(made.id)
+
+    asyncio.run(main())
+
+
 def test_a_paused_container_can_be_stopped_killed_and_removed() -> None:
     """Docker lets it go on when it gets the signal that shall end it; other signals wait."""
 

@@ -14,6 +14,8 @@ from skep.errors import SkepError
 
 ROOT = "/sys/fs/cgroup"
 _PATIENCE = 10.0
+_ASK_ANEW = 50
+"""Turns of a millisecond."""
 _UNLIMITED = 1 << 60
 """v1 shows no limit as a number near 2^63."""
 RELEASED = {
@@ -62,13 +64,22 @@ class Groups:
         return self.read("freezer", "freezer.state").strip() in ("FROZEN", "FREEZING")
 
     def freeze(self) -> None:
-        """Raises SkepError when a process of it cannot be frozen in time; it then goes on as before."""
+        """Raises SkepError when a process of it cannot be frozen in time; it then goes on as before.
+
+        Now and then it is thawed and tried anew, as runc does (libcontainer, fs/freezer.go): on v1 a process that was not where it could
+        stop when it was asked is not asked again while the group is freezing.
+        """
         end = time.monotonic() + _PATIENCE
+        turn = 0
         try:
             while not self._freeze_once():
+                turn += 1
                 if time.monotonic() > end:
                     self.thaw()
                     raise SkepError("a process of it cannot be frozen")
+                if not self._v2 and turn % _ASK_ANEW == 0:
+                    self.thaw()
+                    time.sleep(0.01)
                 time.sleep(0.001)
         except OSError as error:
             raise SkepError(f"the freezer refuses: {error.strerror}") from None
