@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from skep.engine.base import ContainerConfig, Image, ImageConfig, Progress
+from skep.engine.base import ContainerConfig, Engine, Image, ImageConfig, Progress
 from skep.engine.oci import kernel
 from skep.engine.oci.bundle import remove_cgroups
 from skep.engine.oci.engine import OciEngine
@@ -24,6 +24,7 @@ from skep.errors import NotFound
 
 BUSYBOX = "/bin/busybox"
 IMAGE = "sha256:" + "0" * 64
+RUNTIMES = ["auto", "runc"]
 _numbers = itertools.count(1)
 
 
@@ -143,6 +144,14 @@ async def running_engine(runtime: str = "auto") -> AsyncIterator[OciEngine]:
         await until(lambda: not bench.left(), bench.left)
     finally:
         bench.clear()
+
+
+async def started(engine: Engine, *args: str, **fields: Any) -> str:
+    """The id of a container that runs."""
+    made = config(*args, **fields)
+    await engine.create(made)
+    await engine.start(made.id)
+    return made.id
 
 
 def config(*args: str, **fields: Any) -> ContainerConfig:

@@ -262,15 +262,5 @@ class ChaosWorld(World):
         return []
 
 
-@contextlib.contextmanager
-def chaos_world() -> Iterator[ChaosWorld]:
-    made = ChaosWorld()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.clear()
-
-
 if __name__ == "__main__":
     asyncio.run(serve(Path(sys.argv[1])))

@@ -17,8 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import plain_world
@@ -100,16 +99,6 @@ class LeaksWorld(World):
                 left, gone = Counter(now) - Counter(before), Counter(before) - Counter(now)
                 raise AssertionError(f"{what}: left behind {dict(left)}, missing {dict(gone)}\n{self.log.read_text()[-3000:]}")
             time.sleep(0.05)
-
-
-@contextmanager
-def world() -> Iterator[LeaksWorld]:
-    made = LeaksWorld()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.clear()
 
 
 if __name__ == "__main__":

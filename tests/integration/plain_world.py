@@ -19,9 +19,9 @@ import sys
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from skep.api.context import InitRequest, JoinRequest, SwarmInfo
 from skep.api.host import HostInfo
@@ -265,6 +265,17 @@ class World:
             bundle.remove_cgroups(name)
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.clear()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
     def left(self) -> list[int]:
         """Processes that have to do with this world."""
         found = []
@@ -277,16 +288,6 @@ class World:
                 if self.folder.name in told:
                     found.append(int(pid))
         return found
-
-
-@contextlib.contextmanager
-def world() -> Iterator[World]:
-    made = World()
-    try:
-        made.start()
-        yield made
-    finally:
-        made.clear()
 
 
 def quoted(value: Any) -> str:

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
-from engine_fixture import config, running_engine
+from engine_fixture import running_engine, started
 
 from skep.engine.base import ExecConfig
 
@@ -18,19 +18,17 @@ pytestmark = pytest.mark.root
 def test_the_monitor_survives_clients_that_leave_in_the_midst() -> None:
     async def main() -> None:
         async with running_engine() as engine:
-            made = config("sh", "-c", "until [ -e /stop ]; do echo line; usleep 300; done; exit 7")
-            await engine.create(made)
-            await engine.start(made.id)
+            id = await started(engine, "sh", "-c", "until [ -e /stop ]; do echo line; usleep 300; done; exit 7")
             for turn in range(1000):
-                attached = [await engine.attach(made.id) for _ in range(3)]
+                attached = [await engine.attach(id) for _ in range(3)]
                 if turn % 2:
                     async with aclosing(attached[0].output()) as output:
                         await anext(output)
                 for streams in attached:
                     await streams.close()
-            begun = await engine.exec(made.id, ExecConfig(args=("touch", "/stop")))
+            begun = await engine.exec(id, ExecConfig(args=("touch", "/stop")))
             assert await begun.wait() == 0
-            ended = await engine.wait(made.id)
+            ended = await engine.wait(id)
             assert (ended.code, ended.known) == (7, True)
 
     asyncio.run(main())
@@ -41,11 +39,9 @@ def test_the_monitor_s_own_files_lie_with_ours() -> None:
 
     async def main() -> None:
         async with running_engine() as engine:
-            made = config("sleep", "600", tty=True)
-            await engine.create(made)
-            await engine.start(made.id)
+            id = await started(engine, "sleep", "600", tty=True)
             run = Path(engine.describe()["root"]).parent / "r"
-            monitor = (run / "c" / made.id / "conmon.pid").read_text().strip()
+            monitor = (run / "c" / id / "conmon.pid").read_text().strip()
             assert f"TMPDIR={run / 't'}".encode() in Path(f"/proc/{monitor}/environ").read_bytes().split(b"\0")
             assert list((run / "t").iterdir()) == []
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from engine_fixture import Bench, config, run, running_engine, until
+from engine_fixture import RUNTIMES, Bench, config, run, running_engine, until
 
 from skep.engine.base import Device, Limits, Mount
 from skep.engine.oci import kernel
@@ -17,7 +17,6 @@ from skep.engine.oci.engine import OciEngine
 from skep.errors import Conflict, Invalid, NotFound, SkepError
 
 pytestmark = pytest.mark.root
-RUNTIMES = ["auto", "runc"]
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

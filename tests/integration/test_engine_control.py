@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from engine_fixture import Bench, config, running_engine, until
+from engine_fixture import RUNTIMES, Bench, config, running_engine, started, until
 
 from skep.engine.base import Container, ExecConfig, Limits
 from skep.engine.oci import kernel
@@ -16,7 +16,6 @@ from skep.engine.oci.engine import OciEngine
 from skep.errors import Conflict, Invalid, SkepError
 
 pytestmark = pytest.mark.root
-RUNTIMES = ["auto", "runc"]
 SECOND = 10**9
 COUNTING = ("sh", "-c", "trap 'exit 3' TERM; i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done")
 
@@ -81,12 +80,10 @@ def kernel_time(pid: int) -> str:
 def test_what_forks_all_the_time_is_paused_each_time() -> None:
     async def main() -> None:
         async with running_engine() as engine:
-            made = config("sh", "-c", "for i in 1 2 3; do (while :; do true & wait; done) & done; while :; do (true); done")
-            await engine.create(made)
-            await engine.start(made.id)
+            id = await started(engine, "sh", "-c", "for i in 1 2 3; do (while :; do true & wait; done) & done; while :; do (true); done")
             for _ in range(100):
-                await engine.pause(made.id)
-                await engine.unpause(made.id)
+                await engine.pause(id)
+                await engine.unpause(id)
 
     asyncio.run(main())
 

@@ -7,13 +7,12 @@ import hashlib
 import os
 
 import pytest
-from engine_fixture import config, running_engine
+from engine_fixture import RUNTIMES, config, running_engine, started
 
-from skep.engine.base import Engine, Exec, ExecConfig, Streams
+from skep.engine.base import Exec, ExecConfig, Streams
 from skep.errors import Conflict, Invalid, SkepError
 
 pytestmark = pytest.mark.root
-RUNTIMES = ["auto", "runc"]
 
 
 async def collect(streams: Streams) -> dict[int, bytes]:
@@ -24,18 +23,11 @@ async def collect(streams: Streams) -> dict[int, bytes]:
     return out
 
 
-async def start(engine: Engine, *args: str, **fields: object) -> str:
-    made = config(*args, **fields)
-    await engine.create(made)
-    await engine.start(made.id)
-    return made.id
-
-
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_exec_runs_in_the_container(runtime: str) -> None:
     async def main() -> None:
         async with running_engine(runtime) as engine:
-            id = await start(engine, "sleep", "600", env=("A=1",), user="web", cwd="/tmp")
+            id = await started(engine, "sleep", "600", env=("A=1",), user="web", cwd="/tmp")
             process = await engine.exec(id, ExecConfig(args=("sh", "-c", "echo $A$B; pwd; id -u; echo err >&2; exit 5"), env=("B=2",)))
             out = await collect(process.streams)
             assert (out[1], out[2], await process.wait()) == (b"12\n/tmp\n101\n", b"err\n", 5)
@@ -59,7 +51,7 @@ def test_exec_of_what_cannot_run(runtime: str, tty: bool) -> None:
 
     async def main() -> None:
         async with running_engine(runtime) as engine:
-            id = await start(engine, "sleep", "600")
+            id = await started(engine, "sleep", "600")
             for command, cwd, code, words in (
                 ("nosuch", "", 127, 'exec: "nosuch": executable file not found in $PATH'),
                 ("/no/such", "", 127, 'exec: "/no/such": stat /no/such: no such file or directory'),
@@ -89,7 +81,7 @@ def test_bytes_through_exec_come_back_the_same() -> None:
 
     async def main() -> None:
         async with running_engine() as engine:
-            id = await start(engine, "sleep", "600")
+            id = await started(engine, "sleep", "600")
             data = hashlib.shake_256(b"skep").digest(5_000_000)
             process = await engine.exec(id, ExecConfig(args=("cat",), stdin=True))
             got: dict[int, bytes] = {}
@@ -108,7 +100,7 @@ def test_bytes_through_exec_come_back_the_same() -> None:
 def test_exec_on_a_terminal(runtime: str) -> None:
     async def main() -> None:
         async with running_engine(runtime) as engine:
-            id = await start(engine, "sleep", "600")
+            id = await started(engine, "sleep", "600")
             script = 'until [ "$(stty size)" = "40 132" ]; do sleep 0.02; done; echo resized; tty; echo $TERM; read x; echo got-$x; exit 9'
             process = await engine.exec(id, ExecConfig(args=("sh", "-c", script), tty=True, stdin=True, rows=24, columns=80))
             for columns in (100, 110, 120, 132):
@@ -125,7 +117,7 @@ def test_exec_on_a_terminal(runtime: str) -> None:
 def test_an_exec_can_be_killed_and_its_child_does_not_hold_the_output() -> None:
     async def main() -> None:
         async with running_engine() as engine:
-            id = await start(engine, "sleep", "600")
+            id = await started(engine, "sleep", "600")
             process: Exec = await engine.exec(id, ExecConfig(args=("sleep", "500")))
             async with asyncio.timeout(20):
                 while not process.pid:  # noqa: ASYNC110 - the runtime writes it to a file
@@ -177,7 +169,7 @@ def test_attach_to_a_terminal_later_and_again() -> None:
     async def main() -> None:
         async with running_engine() as engine:
             script = 'while read w; do until [ "$(stty size)" = "$w" ]; do sleep 0.02; done; echo "is $w"; done'
-            id = await start(engine, "sh", "-c", script, tty=True, stdin=True)
+            id = await started(engine, "sh", "-c", script, tty=True, stdin=True)
             for turn in range(2):
                 streams = await engine.attach(id)
                 await engine.resize(id, 30, 100 + turn)
@@ -214,7 +206,7 @@ def test_a_start_that_fails_ends_the_attached() -> None:
 def test_exec_with_rights_of_its_own(runtime: str, tty: bool) -> None:
     async def main() -> None:
         async with running_engine(runtime) as engine:
-            id = await start(engine, "sleep", "600", env=("A=1", "B=2"), user="web", capabilities_drop=("ALL",))
+            id = await started(engine, "sleep", "600", env=("A=1", "B=2"), user="web", capabilities_drop=("ALL",))
             script = "id -u; id -g; id -G; pwd; echo $A$B$C; grep -E 'CapEff|NoNewPrivs' /proc/self/status | cut -f2"
             if tty:
                 script = f'until [ "$(stty size 2>&1)" = "31 97" ]; do sleep 0.02; done; {script}'
@@ -239,7 +231,7 @@ def test_an_exec_whose_caller_goes_while_it_is_made_leaves_nothing_open(tty: boo
 
     async def main() -> None:
         async with running_engine("auto") as engine:
-            id = await start(engine, "sleep", "600")
+            id = await started(engine, "sleep", "600")
             command = "head -c 3000000 /dev/zero; echo done > /tmp/said"
             process = await engine.exec(id, ExecConfig(args=("true",), tty=tty))
             await collect(process.streams)
@@ -269,7 +261,7 @@ def test_who_attaches_while_the_container_ends_hears_the_end() -> None:
 
     async def main() -> None:
         async with running_engine() as engine:
-            id = await start(engine, "sleep", "600")
+            id = await started(engine, "sleep", "600")
             (engine._folders.bundle(id) / "attach").unlink()
             with pytest.raises(SkepError, match="monitor is gone"):
                 await engine.attach(id)
@@ -285,7 +277,7 @@ def test_who_attaches_while_the_container_ends_hears_the_end() -> None:
 def test_a_size_for_what_is_just_ending_is_a_conflict() -> None:
     async def main() -> None:
         async with running_engine() as engine:
-            id = await start(engine, "sleep", "600", tty=True)
+            id = await started(engine, "sleep", "600", tty=True)
             control = engine._folders.bundle(id) / "ctl"
             control.unlink()
             with pytest.raises(Conflict, match="monitor is gone"):

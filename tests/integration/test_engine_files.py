@@ -19,7 +19,7 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 
 import pytest
-from engine_fixture import Bench, config, running_engine, until
+from engine_fixture import Bench, config, running_engine, started, until
 
 from skep.engine.base import Engine, Limits, Mount
 from skep.engine.oci.archive import _Plain
@@ -61,13 +61,6 @@ async def read(stream: AsyncIterator[bytes]) -> dict[str, tarfile.TarInfo]:
             member.pax_headers["content"] = archive.extractfile(member).read().decode(errors="replace") if member.isfile() else ""  # type: ignore[union-attr]
             found[member.name] = member
         return found
-
-
-async def started(engine: Engine, *args: str, **fields: object) -> str:
-    made = config(*args, **fields)
-    await engine.create(made)
-    await engine.start(made.id)
-    return made.id
 
 
 def in_both_states(check: Callable[[Engine, str], object], *args: str, **fields: object) -> None:

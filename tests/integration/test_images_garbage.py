@@ -80,12 +80,8 @@ class Skepd(ChaosWorld):
 
 @pytest.fixture
 def skepd() -> Iterator[Skepd]:
-    made = Skepd()
-    try:
-        made.start()
+    with Skepd() as made:
         yield made
-    finally:
-        made.clear()
 
 
 def test_unused_images_make_room_and_those_needed_stay(skepd: Skepd) -> None:

@@ -16,7 +16,7 @@ import pytest
 from node_chaos_deeds import IMAGE, Deed, Deeds, Lost
 from node_chaos_model import ENDS, adopt, wrong
 from node_chaos_truth import Containers, command_of, differences
-from node_chaos_world import ChaosWorld, chaos_world, kill_exactly
+from node_chaos_world import ChaosWorld, kill_exactly
 
 pytestmark = pytest.mark.root
 PATIENCE = 30.0
@@ -27,7 +27,7 @@ GROWTH = 80 << 20
 
 @pytest.fixture
 def world() -> Iterator[ChaosWorld]:
-    with chaos_world() as found:
+    with ChaosWorld() as found:
         found.docker("pull", "-q", IMAGE)
         yield found
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import pytest
 from node_leaks_world import LeaksWorld
-from node_leaks_world import world as made
 
 pytestmark = pytest.mark.root
 LARGE = 24 << 20
@@ -22,7 +21,7 @@ FLOOD = "until [ -e /stop ]; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[LeaksWorld]:
-    with made() as found:
+    with LeaksWorld() as found:
         if not found.docker_program:
             pytest.skip("no docker command")
         found.docker("network", "create", "net1")

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from plain_world import World
-from plain_world import world as made
 
 pytestmark = pytest.mark.root
 CGROUP = "/sys/fs/cgroup"
@@ -21,7 +20,7 @@ CGROUP = "/sys/fs/cgroup"
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with made() as found:
+    with World() as found:
         if not found.docker_program:
             pytest.skip("no docker command")
         found.docker("network", "create", "--subnet", "10.66.0.0/24", "net1")

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 from plain_world import World
-from plain_world import world as made
 
 pytestmark = pytest.mark.root
 
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with made() as found:
+    with World() as found:
         if not found.docker_program:
             pytest.skip("no docker command")
         yield found
