@@ -7,7 +7,7 @@ import os
 import shlex
 from typing import Any
 
-from skep.engine.helpers import begin, end
+from skep.engine.subprocesses import begin, end
 from skep.errors import Invalid, NotImplementedHere, SkepError
 
 

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
-from skep.engine import helpers
+from skep.engine import subprocesses
 from skep.engine.oci import kernel
 from skep.engine.oci.compression import LONGEST_MAGIC, BadStream, decompressor, sniff
 from skep.engine.oci.view import View, base_name, follows
@@ -55,7 +55,7 @@ def _quoted(text: str) -> str:
 
 async def stream(folder: int, arguments: Sequence[str]) -> AsyncGenerator[bytes, None]:
     """What tar writes, standing in `folder`. Ends tar when nobody wants more; raises SkepError when it cannot go on."""
-    tar = await helpers.begin(
+    tar = await subprocesses.begin(
         *TAR,
         f"--directory=/proc/self/fd/{folder}",
         *arguments,
@@ -72,7 +72,7 @@ async def stream(folder: int, arguments: Sequence[str]) -> AsyncGenerator[bytes,
         if await tar.wait() > 1:  # 1: a file changed while it was read
             raise SkepError("the archive could not be completed")
     finally:
-        await helpers.end(tar)
+        await subprocesses.end(tar)
 
 
 # in

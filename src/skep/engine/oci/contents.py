@@ -15,12 +15,13 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
-from skep.engine import helpers, trees
+from skep.engine import trees
 from skep.engine.base import Mount, PathStat, Stats
 from skep.engine.oci import archive, bundle, changes, usage
 from skep.engine.oci.core import Core
 from skep.engine.oci.entry import Entry
 from skep.engine.oci.view import View, open_view
+from skep.engine.threads import settled
 from skep.errors import Conflict, NotFound, SkepError
 
 T = TypeVar("T")
@@ -136,7 +137,7 @@ class Contents(Core):
             ours.close()
             try:
                 with suppress(Exception):  # told below, where nothing else comes first
-                    await helpers.settled(done)
+                    await settled(done)
             finally:
                 thread.join()
         done.result()
@@ -151,7 +152,7 @@ class Contents(Core):
         under its hands, and what it has opened for somebody who does not wait any more is closed."""
         opening = self._loop.run_in_executor(self._operations.outside, work)
         try:
-            return await helpers.settled(opening)
+            return await settled(opening)
         except asyncio.CancelledError:
             if opening.exception() is None:
                 close(opening.result())

@@ -28,7 +28,6 @@ import msgspec
 
 from skep.engine import trees
 from skep.engine.base import Progress
-from skep.engine.helpers import settled
 from skep.engine.oci.files import flush_file_system, write_file
 from skep.engine.oci.manifest import Descriptor
 from skep.engine.oci.partial import Partials
@@ -36,6 +35,7 @@ from skep.engine.oci.registry import Registry
 from skep.engine.oci.tarsplit import joined
 from skep.engine.oci.transport import ConnectionFailed
 from skep.engine.oci.unpack import MAX_UNPACKED, TooMuch, WrongDigest, shortage, unpack
+from skep.engine.threads import settled
 from skep.errors import SkepError
 
 PARALLEL = 3

@@ -14,8 +14,8 @@ from datetime import datetime
 from pathlib import Path
 
 from skep.engine.base import LogRecord
-from skep.engine.helpers import settled
 from skep.engine.oci.inotify import Inotify
+from skep.engine.threads import settled
 
 NAME = "log"
 JOINED = 1 << 20

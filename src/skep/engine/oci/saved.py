@@ -20,13 +20,13 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from skep.engine.helpers import settled
 from skep.engine.oci.compression import LONGEST_MAGIC, Decompressor, decompressor, sniff
 from skep.engine.oci.imagearchive import NAME, TAG, Archive, Place, Saved
 from skep.engine.oci.layers import Layers
 from skep.engine.oci.manifest import MAX_LAYERS, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Platform, decode_config, digest_of
 from skep.engine.oci.reference import Reference
 from skep.engine.oci.unpack import MAX_UNPACKED, TooMuch, shortage
+from skep.engine.threads import settled
 from skep.errors import Invalid, SkepError
 
 CHUNK = 1 << 20

@@ -20,9 +20,10 @@ from typing import BinaryIO
 
 import msgspec
 
-from skep.engine import helpers, trees
+from skep.engine import subprocesses, trees
 from skep.engine.oci.compression import decompressor
 from skep.engine.oci.tarsplit import Splitter
+from skep.engine.threads import settled
 from skep.errors import SkepError
 
 TAR = (
@@ -155,7 +156,7 @@ async def unpack(
     loop = asyncio.get_running_loop()
     reading, writing = os.pipe()
     try:
-        tar = await helpers.begin(
+        tar = await subprocesses.begin(
             *TAR,
             str(target),
             stdin=reading,
@@ -184,7 +185,7 @@ async def unpack(
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
     finally:
-        await helpers.end(tar)
+        await subprocesses.end(tar)
     got = f"sha256:{funnel.outer.hexdigest()}"
     if digest and got != digest:
         raise WrongDigest(f"filesystem layer verification failed for digest {digest}")
@@ -194,7 +195,7 @@ async def unpack(
         if reason := shortage(target):
             raise TooMuch(f"{reason} for the layer on {target}")
         raise SkepError(f"the layer cannot be unpacked: {complaint.result() or f'tar ended with {code}'}")
-    size = await helpers.settled(loop.run_in_executor(executor, settle, target))
+    size = await settled(loop.run_in_executor(executor, settle, target))
     return Unpacked(diff_id=f"sha256:{funnel.inner.hexdigest()}", digest=got, size=size, total=funnel.unpacked)
 
 
@@ -211,8 +212,8 @@ async def _step(step: asyncio.Future[None], tar: asyncio.subprocess.Process) -> 
     try:
         await asyncio.shield(step)
     except BaseException:
-        helpers.kill(tar)
-        await helpers.settled(step)
+        subprocesses.kill(tar)
+        await settled(step)
         raise
 
 

@@ -1,4 +1,4 @@
-"""The end of a program or a thread that was started to help: it is waited for, nothing of it stays open or goes on behind our back."""
+"""Programs that the engine has do some of its work: begun whole, and ended with nothing of them left open, whoever is cancelled."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import asyncio
 import os
 import signal
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
+from skep.engine.threads import settled
+
 _CHUNK = 1 << 16
 
 
@@ -47,17 +48,3 @@ async def _reaped(process: asyncio.subprocess.Process) -> None:
         while pipe is not None and await pipe.read(_CHUNK):
             pass
     await process.wait()
-
-
-async def settled(step: asyncio.Future[T]) -> T:
-    """A thread cannot be cancelled, and must not outlive what guards it: when we are, not before it has ended."""
-    cancelled = False
-    while not step.done():
-        try:
-            await asyncio.wait((step,))
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        step.exception()  # nobody waits for it
-        raise asyncio.CancelledError
-    return step.result()

@@ -1,4 +1,4 @@
-"""Programs that were started to help are reaped with all that is theirs, whenever and however often one is cancelled."""
+"""Programs that do some of the work are reaped with all that is theirs, whenever and however often one is cancelled."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import suppress
 
 import pytest
 
-from skep.engine import helpers
+from skep.engine import subprocesses
 
 pytestmark = pytest.mark.root
 
 
 async def begun() -> asyncio.subprocess.Process:
-    return await helpers.begin("head", "-c", "4000000", "/dev/zero", stdout=asyncio.subprocess.PIPE)
+    return await subprocesses.begin("head", "-c", "4000000", "/dev/zero", stdout=asyncio.subprocess.PIPE)
 
 
 def test_an_end_that_is_cancelled_goes_through() -> None:
@@ -25,7 +25,7 @@ def test_an_end_that_is_cancelled_goes_through() -> None:
         assert process.stdout is not None
         while len(process.stdout._buffer) <= 1 << 17:  # type: ignore[attr-defined]  # noqa: ASYNC110 - its reader is paused then
             await asyncio.sleep(0)
-        ending = asyncio.ensure_future(helpers.end(process))
+        ending = asyncio.ensure_future(subprocesses.end(process))
         for _ in range(3):
             await asyncio.sleep(0)
             ending.cancel()
@@ -41,7 +41,7 @@ def test_a_beginning_that_is_cancelled_leaves_nothing(caplog: pytest.LogCaptureF
     caplog.set_level(logging.WARNING)
 
     async def whole() -> None:
-        await helpers.end(await begun())
+        await subprocesses.end(await begun())
 
     async def main() -> None:
         await whole()
