@@ -93,7 +93,7 @@ def vanish(connection: socket.socket, abruptly: bool) -> None:
 @pytest.mark.parametrize("row", DOWN, ids=lambda row: row.head)
 def test_who_reads_and_goes(world: LeaksWorld, row: Streaming) -> None:
     """At once, after the first bytes, and when the buffers between are full."""
-    before = world.held()
+    before = world.at_rest()
     for _ in range(3):
         vanish(world.send(row.head, row.body, more=row.more), True)
         connection = world.send(row.head, row.body, more=row.more)
@@ -119,7 +119,7 @@ def executed(world: LeaksWorld, tty: bool, stdin: bool) -> str:
 @pytest.mark.parametrize("stdin", [False, True])
 def test_who_leaves_an_exec(world: LeaksWorld, tty: bool, stdin: bool) -> None:
     """The process goes on, as Docker's does, and what it says is nobody's; when it ends nothing of it stays."""
-    before = world.held()
+    before = world.at_rest()
     begun = [executed(world, tty, stdin) for _ in range(4)]
     for number, id in enumerate(begun):
         connection = world.send(f"POST /exec/{id}/start", _json(Detach=False, Tty=tty), more=HIJACK + "Content-Type: application/json\r\n")
@@ -150,7 +150,7 @@ UP = [
 @pytest.mark.parametrize("head", UP)
 def test_who_sends_and_goes(world: LeaksWorld, head: str) -> None:
     whole = (world.folder / "large.tar").read_bytes()
-    before = world.held()
+    before = world.at_rest()
     for size in (0, 1, 511, 700, 1 << 20, LARGE // 2):
         for abruptly in (False, True):
             vanish(world.send(head, whole[:size], length=len(whole), more="Content-Type: application/x-tar\r\n"), abruptly)
