@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 
 from skep.clock import MILLISECOND, SECOND
-from skep.link.messages import FromAgent, FromManager, Hello
+from skep.link.messages import Assignments, FromAgent, FromManager, Hello
 from skep.manager.ca import new_root, new_tokens
 from skep.manager.dispatcher import Dispatcher
 from skep.manager.session import Session
+from skep.model.assignment import Item, TaskItem
 from skep.model.cluster import Cluster
 from skep.model.enums import NodeState, Role, TaskState
 from skep.model.network import Network
@@ -180,3 +181,23 @@ def worker_status(state: TaskState) -> TaskStatus:
 
 
 MANAGER = Role.MANAGER
+
+
+def of(messages: list[FromManager], kind: type) -> list:
+    return [message for message in messages if isinstance(message, kind)]
+
+
+def one(messages: list[FromManager], kind: type):
+    found = of(messages, kind)
+    assert len(found) == 1, messages
+    return found[0]
+
+
+def item(
+    id: str, desired: TaskState = TaskState.RUNNING, state: TaskState = TaskState.ASSIGNED, *networks: tuple[str, str], auth: str = ""
+) -> TaskItem:
+    return TaskItem(task=task(id, "n1", state, *networks, desired_state=desired), registry_auth=auth)
+
+
+def complete(*items: Item, version: int = 1) -> Assignments:
+    return Assignments(complete=True, results_in=1, version=version, set=items)

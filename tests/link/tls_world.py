@@ -13,7 +13,10 @@ from link_world import node
 from skep.agent.agent import Agent
 from skep.agent.state import MemoryState, State
 from skep.clock import DAY, SECOND, Clock
+from skep.errors import SkepError
+from skep.link.channel import decode_from_manager, encode
 from skep.link.client import Client
+from skep.link.messages import Closing, Hello
 from skep.link.server import Server
 from skep.link.socket import Doorkeeper
 from skep.link.tls import Certificates, new_key
@@ -131,3 +134,25 @@ async def until(what, seconds: float = 30.0) -> None:  # type: ignore[no-untyped
 
 EXPIRED = CLOCK.now() - 3 * DAY
 HOUR_AGO = CLOCK.now() - 3600 * SECOND
+
+
+def run(coroutine) -> None:  # type: ignore[no-untyped-def]
+    asyncio.run(coroutine)
+
+
+def hello() -> bytes:
+    return encode(Hello(description=NodeDescription(hostname="h")))
+
+
+async def greet(client: Client):  # type: ignore[no-untyped-def]
+    """Connect, greet, and give back the channel and the first answer."""
+    channel = await client.session()
+    try:
+        await channel.send(hello())
+        answer = decode_from_manager(await channel.receive())
+    except SkepError:
+        await channel.close()
+        raise
+    if isinstance(answer, Closing):
+        await channel.close()
+    return channel, answer
