@@ -87,6 +87,8 @@ def test_healthy_or_not(world: World) -> None:
         found: dict[str, Any] = json.loads(world.docker("inspect", id, node=node))[0]["State"]["Health"]
         return found
 
+    # a container that is made and does not run yet has no health
+    world.until(lambda: json.loads(world.docker("inspect", id, node=node))[0]["State"]["Running"], "it runs")
     world.until(lambda: len(health()["Log"]) >= 3, "probed in its start period")
     assert health()["Status"] == "starting" and health()["Log"][0]["Output"] == "not yet\n" and state() == "starting"
     world.docker("exec", id, "touch", "/tmp/well", node=node)

@@ -85,7 +85,7 @@ class Containers:
             ports=msgspec.convert(extra.get("ports") or (), tuple[PortConfig, ...]),
             networks=tuple(networks),
             healthcheck=healthcheck_of(extra),
-            health=self._health(task_id) if task_id else None,
+            health=self._health(task_id) if task_id and container.started_at else None,
             stop_timeout=int(extra.get("stop_grace_period") or 10 * SECOND) // SECOND,
             log_options=dict(extra.get("log_options") or {}),
             asked=kept(config),
@@ -101,7 +101,7 @@ class Containers:
                 for one in record.joined
             ),
             healthcheck=config.healthcheck,
-            health=self._health(container.config.id),
+            health=self._health(container.config.id) if container.started_at else None,
             stop_timeout=config.stop_timeout if config.stop_timeout is not None else 10,
             log_options=record.host.log_config.config,
             plain=record,

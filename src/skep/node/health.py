@@ -94,6 +94,14 @@ def probe_of(asked: Healthcheck | None, image: Mapping[str, Any] | None) -> Prob
     )
 
 
+def kept_probe(asked: Healthcheck | None) -> Probe | None:
+    """`probe_of` what a container was made with, which was looked at then."""
+    try:
+        return probe_of(asked, None)
+    except SkepError:
+        return None
+
+
 async def watch(
     engine: Engine,
     clock: Clock,

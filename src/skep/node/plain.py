@@ -35,7 +35,7 @@ from skep.node.plain_config import (
     extra_of,
     record_of,
 )
-from skep.node.plain_ends import Ends, anonymous_of
+from skep.node.plain_ends import Ends
 from skep.node.plain_errors import stop_timeout, warnings_of
 from skep.node.plain_place import Placed, Places
 from skep.node.plain_spec import build, merged, normal
@@ -102,7 +102,7 @@ class Plain(Ends):
             except Exception:
                 # not when we are cancelled: the engine goes on, and the container that comes of it needs them
                 holding.close()
-                await plain_mounts.discard(self._volumes, anonymous_of(points))
+                await plain_mounts.discard(self._volumes, plain_mounts.anonymous_of(points))
                 raise
         return id, warnings_of(host, self._engine.describe().get("limits_missing", ()))
 

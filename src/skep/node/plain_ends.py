@@ -16,8 +16,8 @@ from skep.clock import Clock
 from skep.engine.base import Container, Engine, Exit
 from skep.errors import Conflict, NotFound, SkepError, Unavailable
 from skep.node import plain_mounts, restart
-from skep.node.health import Health, Probe, probe_of, watch
-from skep.node.plain_config import Point, Record, blank, extra_of, record_of
+from skep.node.health import Health, Probe, kept_probe, watch
+from skep.node.plain_config import Record, blank, extra_of, record_of
 from skep.node.plain_errors import start_error
 from skep.node.plain_place import Places
 from skep.node.timing import until_first
@@ -165,6 +165,7 @@ class Ends:
         """Under the lock."""
         id = container.config.id
         await self._clean(id)
+        seen = self._health.get(id)
         try:
             with self._volumes.hold(*(point.name for point in record.points if point.name)):
                 if any(point.type == "bind" for point in record.points):
@@ -177,8 +178,15 @@ class Ends:
                 )
                 await self._engine.amend(id, extra=extra_of(record), netns=placed.netns, hosts=placed.hosts, resolv_conf=placed.resolv_conf)
                 self._tell_places(container, record, "connect", "mount")
+                if kept_probe(record.config.healthcheck) is not None:
+                    # before it runs: who sees it run without health takes it to have no check (compose does)
+                    self._health[id] = Health()
                 await self._engine.start(id)
         except SkepError as error:
+            if seen is not None:
+                self._health[id] = seen
+            else:
+                self._health.pop(id, None)
             raise await self._failed(id, error) from None
         started = self._engine.get(id) or container
         self._begin_checks(started, record, "")
@@ -286,7 +294,7 @@ class Ends:
         await self._clean(id)
         await self._volumes.release(container.config.mounts)
         if volumes:
-            await plain_mounts.discard(self._volumes, anonymous_of(record.points))
+            await plain_mounts.discard(self._volumes, plain_mounts.anonymous_of(record.points))
         self._forget(id)
 
     def _forget(self, id: str) -> None:
@@ -355,10 +363,7 @@ class Ends:
 
     def _begin_checks(self, container: Container, record: Record, known: str) -> None:
         id = container.config.id
-        try:
-            probe = probe_of(record.config.healthcheck, None)
-        except SkepError:
-            probe = None
+        probe = kept_probe(record.config.healthcheck)
         if probe is None or self._group is None:
             return
         if (before := self._checks.pop(id, None)) is not None:
@@ -393,7 +398,3 @@ class Ends:
 
 def void(_: object) -> None:
     """For callbacks that give nothing."""
-
-
-def anonymous_of(points: tuple[Point, ...]) -> list[str]:
-    return [point.name for point in points if point.anonymous]

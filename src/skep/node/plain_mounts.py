@@ -246,3 +246,7 @@ def make_sources(points: tuple[Point, ...]) -> None:
             os.makedirs(point.source, exist_ok=True)
         except OSError as error:
             raise SkepError(f"error while creating mount source path '{point.source}': mkdir {point.source}: {error.strerror}") from None
+
+
+def anonymous_of(points: tuple[Point, ...]) -> list[str]:
+    return [point.name for point in points if point.anonymous]

@@ -236,6 +236,9 @@ class TaskRuntime:
     async def start(self, item: TaskItem) -> None:
         container = self._present(item)
         id = container.config.id
+        probe = self._probe(container)
+        # before it runs: who sees it run without health takes it to have no check (compose does)
+        health = self._health.setdefault(item.task.id, Health()) if probe is not None else None
         if container.exit is None and not container.running:
             try:
                 async with self._usable(container.config.mounts):
@@ -244,10 +247,8 @@ class TaskRuntime:
                     await self._engine.start(id)
             except SkepError as error:
                 raise type(error)(f"starting container failed: {error.text}") from None
-        probe = self._probe(container)
-        if probe is None:
+        if probe is None or health is None:
             return
-        health = self._health.setdefault(item.task.id, Health())
         await self._watch(id, probe, health, lambda health: health.status != "starting")
         ended = self._present(item).exit
         if ended is not None and (ended.code or not ended.known):

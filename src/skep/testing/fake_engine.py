@@ -135,7 +135,8 @@ Answer = tuple[int, bytes, int]
 
 
 class FakeEngine(FakeContents):
-    """`fail[call]` (create, start, stop, kill, remove, exec) makes that call raise; `delay[call]` makes it take so many ns.
+    """`fail[call]` (create, start, stop, kill, remove, exec) makes that call raise; `delay[call]` makes it take so many ns (`started`: to
+    return from a start when the container runs already).
 
     `ignores`: signals its containers do not end on. `probe(container, args)`: what an exec answers; all is well unless set.
     """
@@ -238,7 +239,9 @@ class FakeEngine(FakeContents):
         self._ended[container.config.id].clear()
         self._change(container.config.id, started_at=max(self._clock.now(), 1), pid=self._pid, exit=None)
         self._emit("start", container.config.id)
-        return self._pid
+        pid = self._pid
+        await self._fate("started")
+        return pid
 
     async def kill(self, id: str, signal: str = "SIGKILL") -> None:
         container = self._find(id)
