@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from netlab import Lab, Node, apply_all, ask, ask_udp, attach, endpoint, lab, network, ping, service, within
+from netlab import Lab, Node, apply_all, ask, ask_udp, attach, lab, ping, shell, within
+from netlab_objects import endpoint, network, service
 
 from skep.datapath import netlink
 from skep.datapath.base import HostPort, LocalNetwork, LocalState, Place
@@ -24,10 +24,6 @@ UNTRACKED = """table ip others {
  chain first { type filter hook prerouting priority raw; policy accept; ip daddr 172.16.0.0/12 notrack; }
 }
 """
-
-
-def shell(namespace: Path, *command: str, said: str = "") -> str:
-    return within(namespace, lambda: subprocess.run(command, input=said, capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.fixture

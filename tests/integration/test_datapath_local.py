@@ -1,87 +1,43 @@
-"""The node's own networks and its published ports: real namespaces, real packets, through the host's forwarding and past it."""
+"""The node's own networks: real namespaces, real packets, through the host's forwarding and past it."""
 
 from __future__ import annotations
 
 import random
-import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+from local_world import ALL, BLUE, CLIENT, INSIDE, LONE, RED, lay, lone_node, put, refused, restarted
 from netlab import (
     Lab,
     Node,
     SystemClock,
-    apply_all,
     ask,
     ask_udp,
-    attach,
     bound,
     connect,
-    endpoint,
     lab,
     line,
-    network,
     ping,
-    service,
+    shell,
     within,
 )
 
-from skep.datapath import netlink, netns
-from skep.datapath.base import HostPort, LocalNetwork, LocalState, Place
+from skep.datapath.base import HostPort, Place
 from skep.datapath.router import host_networks
-from skep.errors import Conflict, Forbidden, Invalid, NotFound, SkepError
+from skep.errors import Conflict, Forbidden, Invalid, NotFound
 from skep.model.spec import IPAMConfig
 from skep.node.networks import Networks
 
 pytestmark = pytest.mark.root
-CLIENT = "192.168.77.99"
-RED = LocalNetwork(id="red", name="red", group=17, subnet="172.18.0.0/16", gateway="172.18.0.1")
-BLUE = LocalNetwork(id="blue", name="blue", group=18, subnet="172.19.0.0/16", gateway="172.19.0.1", mtu=1400)
-INSIDE = LocalNetwork(id="inside", name="inside", group=19, subnet="172.20.0.0/16", gateway="172.20.0.1", internal=True)
-LONE = LocalNetwork(id="lone", name="lone", group=20, subnet="172.21.0.0/16", gateway="172.21.0.1", isolated=True)
-ALL = (RED, BLUE, INSIDE, LONE)
-
-
-def shell(namespace: Path, *command: str) -> str:
-    return within(namespace, lambda: subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
-def lay(node: Node, *networks: LocalNetwork) -> None:
-    node.run(node.datapath.apply_local(LocalState(networks={n.id: n for n in networks})))
-
-
-def put(it: Lab, node: Node, name: str, *places: tuple[LocalNetwork, int]) -> Path:
-    """A container `name` with an address on each network, which answers on port 80 with its name; gives back its namespace."""
-    made = tuple(Place(network_id=n.id, address=f"{n.subnet.removesuffix('.0.0/16')}.0.{last}/16") for n, last in places)
-    path = Path(node.run(node.datapath.attach(name, made)).path)
-    it.serve(path, 80, name)
-    return path
-
-
-def refused(source: Path, address: str, port: int = 80) -> None:
-    with pytest.raises(OSError):
-        ask(source, address, port, timeout=0.3)
 
 
 @pytest.fixture(params=["plain", "aside"])
 def one(request: pytest.FixtureRequest) -> Iterator[tuple[Lab, Node]]:
-    """A node by itself, in no cluster; with `aside` its FORWARD chain drops, as after dockerd."""
-    with lab() as it:
-        it.client = it.namespace("client", CLIENT)
-        it.serve(it.client, 90, "client")
-        node = Node(it, 1)
-        it.nodes.append(node)
-        if request.param == "aside":
-            iptables = shutil.which("iptables-legacy") or shutil.which("iptables") or pytest.skip("no iptables")
-            shell(node.path, iptables, "-P", "FORWARD", "DROP")
-            node.datapath = node.new_datapath(aside=True)
-        node.run(node.datapath.start_up())
-        lay(node, *ALL)
-        yield it, node
+    with lone_node(request.param == "aside") as made:
+        yield made
 
 
 def test_containers_of_one_network_reach_each_other_and_nobody_else(one: tuple[Lab, Node]) -> None:
@@ -157,129 +113,6 @@ def test_the_host_and_its_containers(one: tuple[Lab, Node]) -> None:
     assert ask(Path(node.sandbox("red")), node.address, 5000)[0] == "host"
 
 
-def test_ports(one: tuple[Lab, Node]) -> None:
-    it, node = one
-    web, other, far = put(it, node, "web", (RED, 2)), put(it, node, "other", (RED, 3)), put(it, node, "far", (BLUE, 2))
-    it.serve(web, 53, "web", "udp")
-    wanted = (HostPort(target=80, published=8080), HostPort(target=53, protocol="udp", published=5353), HostPort(target=80))
-    given = node.run(node.datapath.publish("web", "172.18.0.2", wanted))
-    assert given[:2] == wanted[:2] and 32768 <= given[2].published < 61000
-    for port in (8080, given[2].published):
-        assert ask(it.client, node.address, port) == ("web", CLIENT), "from outside"
-        assert ask(node.path, node.address, port) == ("web", node.address), "from the host"
-        assert ask(node.path, "127.0.0.1", port) == ("web", RED.gateway), "from the host's loopback"
-        assert ask(other, node.address, port) == ("web", "172.18.0.3"), "from a neighbour"
-        assert ask(far, node.address, port) == ("web", "172.19.0.2"), "from another network"
-        assert ask(other, RED.gateway, port) == ("web", "172.18.0.3"), "at the gateway"
-        assert ask(web, node.address, port) == ("web", RED.gateway), "from itself"
-        assert ask(web, RED.gateway, port) == ("web", RED.gateway), "from itself at the gateway"
-    assert ask_udp(it.client, node.address, 5353) == ("web", CLIENT)
-    assert ask_udp(node.path, "127.0.0.1", 5353)[0] == "web"
-    assert ask_udp(other, node.address, 5353) == ("web", "172.18.0.3")
-    assert ask_udp(web, node.address, 5353) == ("web", RED.gateway)
-    shut = put(it, node, "shut", (INSIDE, 2))
-    refused(shut, INSIDE.gateway, 8080)
-    node.run(node.datapath.unpublish("web"))
-    for source, address in ((it.client, node.address), (node.path, "127.0.0.1"), (other, RED.gateway)):
-        with pytest.raises(ConnectionRefusedError):
-            ask(source, address, 8080)
-
-
-def test_ports_at_one_address_of_the_host(one: tuple[Lab, Node]) -> None:
-    it, node = one
-    second = "192.168.77.201"
-    shell(node.path, "ip", "addr", "add", f"{second}/24", "dev", "eth0")
-    for last, at in ((2, "127.0.0.1"), (3, node.address), (4, second), (5, RED.gateway)):
-        put(it, node, f"c{last}", (RED, last))
-        it.serve(node.sandbox(f"c{last}"), 53, f"c{last}", "udp")
-        ports = (HostPort(target=80, published=8080, address=at), HostPort(target=53, protocol="udp", published=5353, address=at))
-        assert node.run(node.datapath.publish(f"c{last}", f"172.18.0.{last}", ports)) == ports
-    assert ask(it.client, node.address, 8080) == ("c3", CLIENT)
-    assert ask(it.client, second, 8080) == ("c4", CLIENT)
-    assert ask_udp(it.client, second, 5353) == ("c4", CLIENT)
-    assert ask(node.path, "127.0.0.1", 8080) == ("c2", RED.gateway)
-    assert ask(node.path, node.address, 8080)[0] == "c3"
-    assert ask(node.path, second, 8080)[0] == "c4"
-    assert ask_udp(node.path, "127.0.0.1", 5353)[0] == "c2"
-    neighbour = put(it, node, "neighbour", (RED, 9))
-    assert ask(neighbour, node.address, 8080) == ("c3", "172.18.0.9")
-    assert ask(neighbour, RED.gateway, 8080) == ("c5", "172.18.0.9")
-    assert ask(node.sandbox("c4"), second, 8080) == ("c4", RED.gateway), "from itself"
-    with pytest.raises(Conflict, match=r"^failed to bind host port for 0\.0\.0\.0:8080:172\.18\.0\.9:80/tcp: address already in use$"):
-        node.run(node.datapath.publish("neighbour", "172.18.0.9", (HostPort(target=80, published=8080),)))
-    with pytest.raises(Conflict, match=r"^Bind for 127\.0\.0\.1:8080 failed: port is already allocated$"):
-        node.run(node.datapath.publish("neighbour", "172.18.0.9", (HostPort(target=80, published=8080, address="127.0.0.1"),)))
-    with pytest.raises(Conflict, match="cannot assign requested address"):
-        node.run(node.datapath.publish("neighbour", "172.18.0.9", (HostPort(target=80, published=8080, address="192.0.2.1"),)))
-    node.run(node.datapath.detach("c4"))
-    refused(it.client, second, 8080)
-
-
-def test_what_is_taken_is_said_and_nothing_is_half_published(one: tuple[Lab, Node]) -> None:
-    it, node = one
-    put(it, node, "a", (RED, 2))
-    put(it, node, "b", (RED, 3))
-    it.serve(node.path, 8082, "host")
-
-    def publish(name: str, last: int, *ports: HostPort) -> tuple[HostPort, ...]:
-        return node.run(node.datapath.publish(name, f"172.18.0.{last}", ports))
-
-    publish("a", 2, HostPort(target=80, published=8080))
-    with pytest.raises(Conflict, match=r"^Bind for 0\.0\.0\.0:8080 failed: port is already allocated$"):
-        publish("b", 3, HostPort(target=80, published=8081), HostPort(target=80, published=8080))
-    with pytest.raises(Conflict, match=r"^failed to bind host port for 0\.0\.0\.0:8082:172\.18\.0\.3:80/tcp: address already in use$"):
-        publish("b", 3, HostPort(target=80, published=8081), HostPort(target=80, published=8082))
-    refused(it.client, node.address, 8081)
-    range_of = HostPort(target=80, published=8080, last=8084)
-    assert [p.published for p in publish("b", 3, range_of, range_of, range_of)] == [8081, 8083, 8084]
-    with pytest.raises(Conflict, match="^all ports are allocated$"):
-        publish("a", 2, HostPort(target=80, published=8081, last=8084))
-    assert ask(it.client, node.address, 8080) == ("a", CLIENT), "what it had it keeps"
-    assert ask(it.client, node.address, 8084) == ("b", CLIENT)
-    for wrong, words in (
-        (HostPort(target=80, protocol="icmp"), "invalid proto: icmp"),
-        (HostPort(target=80, published=70000), "invalid port: 70000"),
-        (HostPort(target=80, published=80, address="::1"), "IPv4 addresses only"),
-    ):
-        with pytest.raises(Invalid, match=words):
-            publish("b", 3, wrong)
-    put(it, node, "shut", (INSIDE, 2))
-    with pytest.raises(Invalid, match="^port 80 cannot be published at 172.20.0.2: its network is internal$"):
-        node.run(node.datapath.publish("shut", "172.20.0.2", (HostPort(target=80, published=9000),)))
-
-
-def test_a_network_s_own_binding(one: tuple[Lab, Node]) -> None:
-    it, node = one
-    lay(node, *ALL, LocalNetwork(id="own", name="own", group=21, subnet="172.22.0.0/16", gateway="172.22.0.1", binding="127.0.0.1"))
-    put(it, node, "a", (LocalNetwork(id="own", group=21, subnet="172.22.0.0/16", gateway="172.22.0.1"), 2))
-    given = node.run(node.datapath.publish("a", "172.22.0.2", (HostPort(target=80, published=8080),)))
-    assert given == (HostPort(target=80, published=8080, address="127.0.0.1"),)
-    assert ask(node.path, "127.0.0.1", 8080)[0] == "a"
-    refused(it.client, node.address, 8080)
-    open_to_all = HostPort(target=80, published=8081, address="0.0.0.0")
-    assert node.run(node.datapath.publish("a", "172.22.0.2", (open_to_all,)))[0].published == 8081
-    assert ask(it.client, node.address, 8081) == ("a", CLIENT)
-
-
-def test_sctp(one: tuple[Lab, Node]) -> None:
-    it, node = one
-    put(it, node, "a", (RED, 2))
-    try:
-        listener = within(node.sandbox("a"), lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 132))
-    except OSError:
-        pytest.skip("this kernel has no SCTP")
-    with listener:
-        listener.bind(("", 80))
-        listener.listen()
-        node.run(node.datapath.publish("a", "172.18.0.2", (HostPort(target=80, protocol="sctp", published=8080),)))
-        for source, address in ((it.client, node.address), (node.path, "127.0.0.1")):
-            with within(source, lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 132)) as s:
-                s.settimeout(3)
-                s.connect((address, 8080))
-                connection, _ = listener.accept()
-                connection.close()
-
-
 def test_interfaces_come_and_go_in_a_running_container(one: tuple[Lab, Node]) -> None:
     it, node = one
     inside = put(it, node, "c", (RED, 2))
@@ -328,13 +161,6 @@ def test_interfaces_come_and_go_in_a_running_container(one: tuple[Lab, Node]) ->
     assert ask(inside, CLIENT, 90) == ("client", node.address)
 
 
-def restarted(node: Node, **more: bool) -> None:
-    aside = node.datapath._router.aside
-    node.run(node.datapath.shut_down())
-    node.datapath = node.new_datapath(aside=aside, **more)
-    node.run(node.datapath.start_up())
-
-
 def test_a_restart_keeps_everything(one: tuple[Lab, Node]) -> None:
     it, node = one
     put(it, node, "c", (RED, 2), (BLUE, 2))
@@ -376,44 +202,6 @@ def test_a_reboot_begins_anew(one: tuple[Lab, Node]) -> None:
     assert ask(it.client, node.address, 8080) == ("again", CLIENT)
 
 
-def test_a_cluster_comes_and_goes_and_the_node_s_own_networks_stay(one: tuple[Lab, Node]) -> None:
-    it, node = one
-    put(it, node, "c", (RED, 2))
-    node.run(node.datapath.publish("c", "172.18.0.2", (HostPort(target=80, published=8080),)))
-    held = connect(it.client, node.address, 8080)
-    line(held)
-    node.run(node.datapath.join(node.address))
-    # the network is not known yet: it is let in with the snapshot
-    task = node.sandbox(attach(node, "10.0.0.5"))
-    web = service("web", (8090, 80, "tcp"))
-    apply_all(it, networks=[network()], services=[web], endpoints=[endpoint("web", node.id, "10.0.0.5")])
-    it.serve(task, 80, "task")
-    assert ask(it.client, node.address, 8090) == ("task", CLIENT)
-    refused(node.sandbox("c"), "10.0.0.5")
-    refused(task, "172.18.0.2")
-    with pytest.raises(Conflict, match="port is already allocated"):
-        node.run(node.datapath.publish("c", "172.18.0.2", (HostPort(target=80, published=8090),)))
-    # on both
-    node.run(node.datapath.connect("c", Place(network_id="ingress", address="10.0.0.6/24")))
-    assert ask(node.sandbox("c"), "10.0.0.5", 80) == ("task", "10.0.0.6")
-    restarted(node)
-    lay(node, *ALL)
-    assert ask(it.client, node.address, 8090) == ("task", CLIENT), "the cluster's part is left alone until the cluster speaks"
-    assert ask(it.client, node.address, 8080) == ("c", CLIENT)
-    node.run(node.datapath.join(node.address))
-    apply_all(it, networks=[network()], services=[web], endpoints=[endpoint("web", node.id, "10.0.0.5")])
-    node.run(node.datapath.leave())
-    refused(it.client, node.address, 8090)
-    assert "vx4096" not in shell(node.run_root / "router", "ip", "link")
-    assert ask(it.client, node.address, 8080) == ("c", CLIENT)
-    held.sendall(b"on\n")
-    assert line(held) == "on"
-    held.close()
-    restarted(node)
-    assert ask(it.client, node.address, 8080) == ("c", CLIENT)
-    assert node.run(node.datapath.compare()) == []
-
-
 def test_without_masquerading_the_world_sees_the_container_s_address() -> None:
     with lab(1) as it:
         node = it.nodes[0]
@@ -429,159 +217,6 @@ def test_without_masquerading_the_world_sees_the_container_s_address() -> None:
         node.run(node.datapath.start_up())
         with pytest.raises(Invalid, match="^network red: without masquerading its packets need the host's forwarding"):
             lay(node, msgspec.structs.replace(RED, masquerade=False))
-
-
-def test_a_udp_flow_follows_its_port_to_the_next_container(one: tuple[Lab, Node]) -> None:
-    it, node = one
-    for at in ("", node.address):
-        flow = within(it.client, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        with flow:
-            flow.settimeout(3)
-            flow.connect((node.address, 53))
-            # one that goes nowhere yet, and would go on doing so
-            flow.send(b"x")
-            with pytest.raises(ConnectionRefusedError):
-                flow.recv(100)
-            for name, last in (("a", 2), ("b", 3)):
-                put(it, node, name, (RED, last))
-                it.serve(node.sandbox(name), 53, name, "udp")
-                node.run(node.datapath.publish(name, f"172.18.0.{last}", (HostPort(target=53, protocol="udp", published=53, address=at),)))
-                flow.send(b"x")
-                assert flow.recv(100).startswith(name.encode()), at
-                node.run(node.datapath.detach(name))
-
-
-def test_others_rules_come_and_go_and_are_not_touched(one: tuple[Lab, Node]) -> None:
-    """As firewalld does when it is reloaded: its own table goes and comes back; ours does not depend on it, and nor does it on ours."""
-    it, node = one
-    put(it, node, "c", (RED, 2))
-    node.run(node.datapath.publish("c", "172.18.0.2", (HostPort(target=80, published=8080),)))
-    theirs = "table inet theirs { chain f { type filter hook forward priority 10; policy accept; }; }"
-    for _ in range(2):
-        shell(node.path, "nft", f"add {theirs}")
-        assert ask(it.client, node.address, 8080) == ("c", CLIENT)
-        assert ask(node.sandbox("c"), CLIENT, 90) == ("client", node.address)
-        before = shell(node.path, "nft", "list", "table", "inet", "theirs")
-        restarted(node)
-        lay(node, *ALL)
-        node.run(node.datapath.compare())
-        assert shell(node.path, "nft", "list", "table", "inet", "theirs") == before
-        shell(node.path, "nft", "delete", "table", "inet", "theirs")
-        assert ask(it.client, node.address, 8080) == ("c", CLIENT)
-    others = {row for row in shell(node.path, "nft", "list", "tables").splitlines() if row != f"table ip {node.datapath._router.table}"}
-    assert others <= {"table ip filter", "table ip nat"}
-
-
-def test_an_overlay_that_comes_over_a_network_of_the_node_s_own_is_refused_there(
-    one: tuple[Lab, Node], caplog: pytest.LogCaptureFixture
-) -> None:
-    it, node = one
-    a = put(it, node, "a", (RED, 2))
-    put(it, node, "b", (RED, 3))
-    over = network(1, ingress=False, subnet="172.18.0.0/24", gateway="172.18.0.1")
-    far = endpoint("web", "node2", "172.18.0.3", network_id="net1")
-    said = (
-        "network net1 cannot be laid on this node: its subnet 172.18.0.0/24 overlaps 172.18.0.0/16 of the node's own network red, which "
-        "keeps it: remove that network, or make one of the two again with another subnet"
-    )
-    node.run(node.datapath.join(node.address))
-
-    def works() -> None:
-        assert ask(a, "172.18.0.3", 80) == ("b", "172.18.0.2") and ask(node.path, "172.18.0.3", 80)[0] == "b"
-        assert within(node.sandbox("c"), lambda: ping("10.0.2.11"))
-        assert node.run(node.datapath.compare()) == [] and node.run(node.datapath.refused()) == [said]
-        assert node.run(node.datapath.standing()).refused == {"net1"}
-
-    for _ in range(2):
-        apply_all(it, networks=[over, network(2, ingress=False)], endpoints=[far])
-    for name, address in (("c", "10.0.2.10"), ("d", "10.0.2.11")):
-        node.run(node.datapath.attach(name, (Place(network_id="net2", address=f"{address}/24"),)))
-    works()
-    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "net1" in r.getMessage()] == [said]
-    with pytest.raises(SkepError) as found:
-        attach(node, "172.18.0.9", "net1")
-    assert found.value.message == said and node.run(node.datapath.sandboxes()) == ["a", "b", "c", "d"]
-    restarted(node)
-    apply_all(it, networks=[over, network(2, ingress=False)], endpoints=[far])
-    works()
-    # the bridge goes: the overlay has its place
-    for name in ("a", "b"):
-        node.run(node.datapath.detach(name))
-    lay(node)
-    assert node.run(node.datapath.refused()) == [] == node.run(node.datapath.compare())
-    attach(node, "172.18.0.9", "net1")
-    attach(node, "172.18.0.10", "net1")
-    assert within(node.sandbox("172-18-0-9"), lambda: ping("172.18.0.10"))
-
-
-def test_an_overlay_over_the_node_s_way_to_its_router_is_refused_there(one: tuple[Lab, Node]) -> None:
-    it, node = one
-    a = put(it, node, "a", (RED, 2))
-    subnet = node.datapath._router.uplink
-    over = network(1, ingress=False, subnet=subnet, gateway=subnet.replace(".0/30", ".1"))
-    far = endpoint("web", "node2", node.datapath._router.address, network_id="net1")
-    node.run(node.datapath.join(node.address))
-    apply_all(it, networks=[over, network(2, ingress=False)], endpoints=[far])
-    said = (
-        f"network net1 cannot be laid on this node: its subnet {subnet} overlaps {subnet} between the node and its router: make it again "
-        "with another subnet, or set the node's `uplink`"
-    )
-    assert node.run(node.datapath.refused()) == [said] and node.run(node.datapath.compare()) == []
-    assert ask(a, CLIENT, 90) == ("client", node.address)
-    with pytest.raises(SkepError) as found:
-        attach(node, node.datapath._router.address, "net1")
-    assert found.value.message == said
-
-
-def test_a_route_of_the_host_s_is_never_replaced(one: tuple[Lab, Node]) -> None:
-    _, node = one
-    shell(node.path, "ip", "route", "add", "172.25.0.0/16", "via", CLIENT)
-    taken = LocalNetwork(id="taken", name="taken", group=22, subnet="172.25.0.0/16", gateway="172.25.0.1")
-    lay(node, *ALL, taken)
-    assert f"172.25.0.0/16 via {CLIENT}" in shell(node.path, "ip", "route")
-    lay(node, *ALL)
-    assert f"172.25.0.0/16 via {CLIENT}" in shell(node.path, "ip", "route")
-
-
-def test_the_user_s_chain_is_asked_for_local_networks_too(one: tuple[Lab, Node]) -> None:
-    it, node = one
-    put(it, node, "c", (RED, 2))
-    node.run(node.datapath.publish("c", "172.18.0.2", (HostPort(target=80, published=8080),)))
-    shell(node.run_root / "router", "nft", "add", "rule", "ip", node.datapath._router.table, "user", "ip", "saddr", CLIENT, "drop")
-    refused(it.client, node.address, 8080)
-    restarted(node)
-    lay(node, *ALL)
-    refused(it.client, node.address, 8080)
-    assert ask(node.path, node.address, 8080)[0] == "c"
-
-
-def test_what_is_lost_in_the_kernel_is_mended(one: tuple[Lab, Node]) -> None:
-    it, node = one
-    put(it, node, "c", (RED, 2))
-    node.run(node.datapath.publish("c", "172.18.0.2", (HostPort(target=80, published=8080),)))
-    shell(node.path, "ip", "route", "del", RED.subnet)
-    shell(node.run_root / "router", "ip", "route", "del", "172.18.0.2")
-    assert len(node.run(node.datapath.compare())) >= 2
-    assert ask(node.path, "172.18.0.2", 80) == ("c", RED.gateway)
-    assert ask(it.client, node.address, 8080) == ("c", CLIENT)
-    assert node.run(node.datapath.compare()) == []
-    assert netns.pinned(node.run_root / "router")
-    with netlink.Socket() as here:
-        assert not here.index(node.datapath._router.link), "nothing of it is in this machine's own namespace"
-
-
-def test_when_everything_is_flushed_a_comparison_brings_ours_back(one: tuple[Lab, Node]) -> None:
-    it, node = one
-    put(it, node, "c", (RED, 2))
-    ports = (HostPort(target=80, published=8080), HostPort(target=80, published=8081, address="127.0.0.1"))
-    node.run(node.datapath.publish("c", "172.18.0.2", ports))
-    shell(node.path, "nft", "flush", "ruleset")
-    refused(it.client, node.address, 8080)
-    shell(node.run_root / "router", "nft", "flush", "ruleset")
-    assert node.run(node.datapath.compare())
-    assert ask(it.client, node.address, 8080) == ("c", CLIENT)
-    assert ask(node.path, "127.0.0.1", 8081) == ("c", RED.gateway)
-    refused(it.client, "172.18.0.2")
 
 
 def test_networks_made_by_the_user(one: tuple[Lab, Node]) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from netlab import Lab, Node, apply_all, ask, ask_udp, attach, connect, endpoint, lab, line, network, service, within
+from netlab import Lab, Node, apply_all, ask, ask_udp, attach, connect, lab, line, within
+from netlab_objects import endpoint, network, service
 
 from skep.model.assignment import EndpointItem
 

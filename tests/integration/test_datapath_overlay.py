@@ -12,7 +12,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from netlab import Lab, Node, apply_all, ask, attach, bound, connect, endpoint, lab, line, network, ping, within
+from netlab import Lab, Node, apply_all, ask, attach, bound, connect, lab, line, ping, within
+from netlab_objects import endpoint, network
 
 from skep.datapath import netlink, netns
 from skep.datapath.base import Place

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from netlab import Lab, Node, Server, apply_all, ask, ask_udp, attach, connect, endpoint, lab, line, network, ping, service, within
+from netlab import Lab, Node, Server, apply_all, ask, ask_udp, attach, connect, lab, line, ping, within
+from netlab_objects import endpoint, network, service
 
 from skep.datapath import netns
 from skep.model.assignment import DiscoveryItem, EndpointItem

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from netlab import Lab, Node, Server, apply_all, ask, ask_udp, attach, bound, connect, endpoint, lab, line, network, ping, within
+from netlab import Lab, Node, Server, apply_all, ask, ask_udp, attach, bound, connect, lab, line, ping, within
+from netlab_objects import endpoint, network
 
 from skep.datapath import netlink
 from skep.datapath.base import Place

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from netlab import Lab, Node, apply_all, ask, ask_udp, attach, endpoint, lab, ping, service, within
+from netlab import Lab, Node, apply_all, ask, ask_udp, attach, lab, ping, within
+from netlab_objects import endpoint, service
 
 from skep.datapath import netlink, netns
 from skep.errors import Invalid
