@@ -5,17 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
 import random
-import subprocess
-import sys
-import tempfile
 from collections.abc import Awaitable, Callable
 
 import msgspec
 
 from skep.api.localevents import PAST, LocalEvents, message
-from skep.api.server import make_app, serve_unix
 from skep.engine.base import ContainerConfig, Image
 from skep.model.enums import TaskState
 from skep.model.spec import ServiceSpec, TaskSpec
@@ -286,41 +281,6 @@ def test_init_goes_on_when_its_client_has_gone() -> None:
     play(scene)
 
 
-def test_one_application_on_two_sockets() -> None:
-    async def run() -> None:
-        world = context()
-        app = make_app(world)
-        with tempfile.TemporaryDirectory() as folder:
-            paths = [os.path.join(folder, name) for name in ("a.sock", "b.sock")]
-            async with asyncio.TaskGroup() as group:
-                serving_both = []
-                for path in paths:
-                    ready = asyncio.Event()
-                    serving_both.append(group.create_task(serve_unix(app, path, ready=ready)))
-                    await ready.wait()
-                assert [os.stat(path).st_mode & 0o777 for path in paths] == [0o660, 0o660]
-                for path in paths:
-                    assert (await Client(path).ask("GET", "/_ping")).status == 200
-                for task in serving_both:
-                    task.cancel()
-            assert os.listdir(folder) == []
-
-    asyncio.run(run())
-
-
-def test_a_stale_socket_is_replaced_and_a_served_one_is_not() -> None:
-    async def scene(client: Client, world: FakeContext) -> None:
-        try:
-            await serve_unix(make_app(context()), client.path)
-        except OSError as error:
-            assert "another process serves this socket" in str(error)
-        else:
-            raise AssertionError("the socket was taken over")
-        assert (await client.ask("GET", "/_ping")).status == 200
-
-    play(scene)
-
-
 def test_tasks_show_what_has_changed_since_they_were_kept() -> None:
     async def scene(client: Client, world: FakeContext) -> None:
         await client.ask("POST", "/swarm/init", INIT)
@@ -399,24 +359,3 @@ def test_credentials_are_kept_and_never_shown() -> None:
             assert b"PRIVATE KEY" not in (await client.ask("GET", path)).raw
 
     play(scene)
-
-
-WATCHED = """
-import os, stat, sys
-from skep.api import server
-
-def look(event, arguments):
-    if event == "os.chmod" and isinstance(arguments[0], str):
-        umask = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("Umask"))
-        print(oct(stat.S_IMODE(os.stat(arguments[0]).st_mode)), umask)
-
-os.umask(0)
-sys.addaudithook(look)
-server._listener(sys.argv[1], 0o660)
-"""
-
-
-def test_a_socket_is_never_open_to_others_and_other_threads_keep_their_umask() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run([sys.executable, "-c", WATCHED, f"{folder}/s"], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["0o600", "0000"]
