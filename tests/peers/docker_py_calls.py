@@ -1,5 +1,5 @@
 """What programs do with docker-py (`docker` on PyPI), in its own words. Run by test_docker_py.py, with docker-py's own environment, on the
-host of a skepd whose registry has busybox.
+host of a skepd whose registry has busybox. One file, though a long one: that environment has nothing of ours that tests could share.
 """
 
 from __future__ import annotations
