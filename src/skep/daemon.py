@@ -74,6 +74,7 @@ class Node:
     plain: Plain | None
 
     def __init__(self, settings: Settings) -> None:
+        """Every part by its name, once: it reads longer than it is."""
         self.settings = settings
         self.clock = SystemClock()
         self.rng = system_random()

@@ -75,6 +75,7 @@ def cells(table: str) -> list[list[str]]:
 
 
 def test_deploy_look_again_prune_and_remove(tmp_path: Path) -> None:
+    """A stack's life, whole: each step needs the one before."""
     file, second = tmp_path / "stack.yml", tmp_path / "second.yml"
     file.write_text(STACK)
     second.write_text(SECOND)

@@ -95,7 +95,9 @@ def seen(said: str) -> str:
 
 @pytest.mark.parametrize("forwards", ["1", "0"], ids=["as dockerd leaves it", "forwarding off"])
 def test_a_cluster_where_dockerd_has_been(places: tuple[Place, Place], forwards: str) -> None:
-    """A namespace begins with what this machine has: what matters is set in the one that plays the host, and goes with it."""
+    """A namespace begins with what this machine has: what matters is set in the one that plays the host, and goes with it.
+    One cluster for all that is asked of it: it takes long to make.
+    """
     if shutil.which("iptables") is None:
         pytest.skip("no iptables")
     host, client = places

@@ -160,6 +160,22 @@ def names_world() -> Iterator[NamesWorld]:
         world.close()
 
 
+@contextmanager
+def based() -> Iterator[NamesWorld]:
+    """It runs, and knows BASE."""
+    with names_world() as it:
+        it.loop.run(it.names.start_up())
+        it.loop.run(it.names.apply(snapshot(*BASE)))
+        yield it
+
+
+def boxed(world: NamesWorld) -> Path:
+    """A container on net1."""
+    path = world.sandbox("box", "10.0.1.31")
+    world.serve(path, "net1id")
+    return path
+
+
 def ask(path: Path, name: str, kind: str = "A", *, tcp: bool = False, size: int = 0, timeout: float = 6) -> dnslib.DNSRecord:
     """A question from inside the namespace."""
     question = dnslib.DNSRecord.question(name, kind)

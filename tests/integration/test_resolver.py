@@ -10,7 +10,7 @@ from pathlib import Path
 
 import dnslib
 import pytest
-from names_world import BASE, NamesWorld, ask, found, local, named, names_world, network, send, service, snapshot, task, until
+from names_world import BASE, NamesWorld, ask, based, boxed, found, local, named, network, send, service, snapshot, task, until
 from netlab import within
 
 from skep.datapath.base import LocalNetwork
@@ -20,17 +20,13 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture
 def world() -> Iterator[NamesWorld]:
-    with names_world() as it:
-        it.loop.run(it.names.start_up())
-        it.loop.run(it.names.apply(snapshot(*BASE)))
+    with based() as it:
         yield it
 
 
 @pytest.fixture
 def box(world: NamesWorld) -> Path:
-    path = world.sandbox("box", "10.0.1.31")
-    world.serve(path, "net1id")
-    return path
+    return boxed(world)
 
 
 @pytest.mark.parametrize("tcp", [False, True])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import dnslib
 import pytest
-from names_world import BASE, NamesWorld, found, local, named, names_world, snapshot, task, until
+from names_world import BASE, NamesWorld, based, boxed, found, local, named, snapshot, task, until
 from netlab import within
 
 from skep.datapath import netns, nft, orders, sockets
@@ -28,17 +28,13 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture
 def world() -> Iterator[NamesWorld]:
-    with names_world() as it:
-        it.loop.run(it.names.start_up())
-        it.loop.run(it.names.apply(snapshot(*BASE)))
+    with based() as it:
         yield it
 
 
 @pytest.fixture
 def box(world: NamesWorld) -> Path:
-    path = world.sandbox("box", "10.0.1.31")
-    world.serve(path, "net1id")
-    return path
+    return boxed(world)
 
 
 def test_sandboxes_come_and_go_without_leaks(world: NamesWorld, box: Path) -> None:

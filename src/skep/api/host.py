@@ -69,6 +69,7 @@ class HostInfo:
         self._system = _os_release()
 
     def info(self) -> dict[str, Any]:
+        """Every field, in one place: it reads longer than it is."""
         engine = self._engine.describe()
         runtime = _text(engine, "runtime")
         shown: dict[str, Any] = {"ID": self._id}

@@ -56,8 +56,8 @@ def _short_ports(text: str) -> list[dict[str, Any]]:
         raise Bad(f"no port specified: {text}<empty>")
     if protocol and protocol.lower() not in ("tcp", "udp", "sctp"):
         raise Bad(f"invalid proto: {protocol}")
-    first, last = _port_range(target, "containerPort")
-    begin, end = _port_range(published, "hostPort") if published else (0, 0)
+    first, last = port_range(target, "containerPort")
+    begin, end = port_range(published, "hostPort") if published else (0, 0)
     if published and end - begin != last - first and first != last:
         raise Bad(f"invalid ranges specified for container and host Ports: {target} and {published}")
     if address:
@@ -88,7 +88,7 @@ def _port_parts(spec: str) -> tuple[str, str, str]:
     return (parts[0] if len(parts) == 3 else "", parts[-2] if len(parts) > 1 else "", parts[-1])
 
 
-def _port_range(text: str, what: str) -> tuple[int, int]:
+def port_range(text: str, what: str) -> tuple[int, int]:
     low, dash, high = text.partition("-")
     try:
         begin = parse_uint(low, 16)

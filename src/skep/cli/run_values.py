@@ -6,6 +6,7 @@ import re
 
 from skep.cli.flags import quoted
 from skep.cli.options import check_address, fields_of
+from skep.cli.ports import port_range
 from skep.cli.words import Bad, parse_bytes, parse_int, parse_uint
 
 TYPE_CHECKING = False
@@ -223,18 +224,6 @@ def _bindings(text: str) -> list[tuple[str, dict[str, str]]]:
     if host and last == first and begin != end:
         return [(f"{first}/{protocol}", {"HostIp": address, "HostPort": f"{begin}-{end}"})]
     return [(f"{first + n}/{protocol}", {"HostIp": address, "HostPort": str(begin + n) if host else ""}) for n in range(last - first + 1)]
-
-
-def port_range(text: str, what: str) -> tuple[int, int]:
-    low, dash, high = text.partition("-")
-    try:
-        begin = parse_uint(low, 16)
-        end = parse_uint(high, 16) if dash else begin
-    except Bad:
-        raise Bad(f"invalid {what}: {text}") from None
-    if end < begin:
-        raise Bad(f"invalid {what}: {text}")
-    return begin, end
 
 
 def exposed(text: str) -> list[str]:

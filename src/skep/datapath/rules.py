@@ -42,7 +42,7 @@ def marks(body: tuple[str, ...]) -> tuple[str, ...]:
 
 def router(table: str, address: str, near: str, egress_ports: tuple[int, int] | None) -> str:
     """In the router namespace. `near`: the host's end of the uplink. `egress_ports`: the host rewrites our address statelessly, so egress
-    must keep to these source ports."""
+    must keep to these source ports. One rule set, read from top to bottom, so in one piece."""
     if egress_ports is None:
         egress = f'  oifname "{UPLINK}" masquerade'
     else:

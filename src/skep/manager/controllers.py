@@ -41,7 +41,7 @@ NONE: Keys = ()
 
 
 def controllers() -> Sequence[Controller]:
-    """The table, anew for each loop: the allocator keeps what it derived from the store."""
+    """The table, whole and so long, anew for each loop: the allocator keeps what it derived from the store."""
     allocating = Allocating()
     return (
         Controller(

@@ -98,7 +98,7 @@ def build(
     local: tuple[LocalEndpoint, ...] = (),
 ) -> ContainerConfig:
     """All but the mounts, which only exist once its volumes do. `spec`: expanded. `ports`: host-mode ports as published. `local`: its
-    places on this node's own networks."""
+    places on this node's own networks. Field after field: it reads longer than it is."""
     task = item.task
     driver = task.log_driver or task.spec.log_driver or facts.log_driver
     log_driver, max_size, max_files = log_options(driver)

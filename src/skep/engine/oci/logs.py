@@ -282,13 +282,7 @@ async def records(
             except FileNotFoundError:  # the container was removed
                 gone = True
         loop = asyncio.get_running_loop()
-        opening = loop.run_in_executor(None, Reader, folder, tail, streams, not follow, opened)
-        try:
-            reader = await settled(opening)
-        except asyncio.CancelledError:
-            if opening.exception() is None:
-                opening.result().close()
-            raise
+        reader = await _reading(folder, tail, streams, not follow, opened)
         while True:
             news.clear()
             over = gone or ended()
@@ -315,6 +309,17 @@ async def records(
         if follow:
             inotify.unwatch(str(folder), wake)
             wakers.discard(news.set)
+
+
+async def _reading(folder: Path, tail: int, streams: frozenset[int], whole: bool, opened: Opened) -> Reader:
+    """In a thread; who is cancelled meanwhile leaves nothing open."""
+    opening = asyncio.get_running_loop().run_in_executor(None, Reader, folder, tail, streams, whole, opened)
+    try:
+        return await settled(opening)
+    except asyncio.CancelledError:
+        if opening.exception() is None:
+            opening.result().close()
+        raise
 
 
 async def _until(news: asyncio.Event, until: int) -> bool:
