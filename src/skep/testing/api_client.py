@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import os
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import msgspec
+from aiohttp import web
 
 from skep.api.server import make_app, serve_unix
 from skep.testing.fake_context import FakeContext
@@ -87,8 +88,14 @@ async def _plain(context: FakeContext) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(context: FakeContext) -> AsyncIterator[Client]:
-    """A server over `context` on a socket of its own, with what a daemon runs beside it."""
+async def serving(context: FakeContext, *, answered: Callable[[], None] = lambda: None) -> AsyncIterator[Client]:
+    """A server over `context` on a socket of its own, with what a daemon runs beside it. `answered` is called with each answer."""
+    app = make_app(context)
+
+    async def answers(request: web.Request, response: web.StreamResponse) -> None:
+        answered()
+
+    app.on_response_prepare.append(answers)
     with tempfile.TemporaryDirectory(prefix=f"skt{os.getpid()}") as folder:
         path = os.path.join(folder, "api.sock")
         ready = asyncio.Event()
@@ -97,7 +104,7 @@ async def serving(context: FakeContext) -> AsyncIterator[Client]:
                 group.create_task(context.events.run()),
                 group.create_task(context.engine.run()),
                 group.create_task(_plain(context)),
-                group.create_task(serve_unix(make_app(context), path, ready=ready)),
+                group.create_task(serve_unix(app, path, ready=ready)),
             ]
             await ready.wait()
             try:
