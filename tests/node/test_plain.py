@@ -11,13 +11,14 @@ import pytest
 from plain_fakes import IMAGE, World, play
 
 from skep.clock import MILLISECOND, MINUTE, SECOND
-from skep.engine.base import Exit
+from skep.engine.base import Container, Exit
 from skep.errors import Conflict, Invalid, NotFound, NotImplementedHere, SkepError
 from skep.node import restart
 from skep.node.naming import random_name
 from skep.node.plain_config import CreateRequest, EndpointSettings, HostConfig, RestartPolicy, UpdateRequest
 from skep.node.plain_errors import warnings_of
 from skep.node.plain_mounts import parse_bind
+from skep.testing.fake_engine import FakeEngine
 
 
 @pytest.mark.parametrize(
@@ -154,6 +155,30 @@ def test_rm_by_itself_and_by_hand(tmp_path: Path) -> None:
         await w.plain.remove(again, force=True, volumes=True)
         await waiting
         assert len(w.volumes.all()) == 1
+
+    play(tmp_path, story)
+
+
+def test_who_kills_finds_it_ended_and_its_place_given_back(tmp_path: Path) -> None:
+    """However long the kernel takes for it; another signal is not waited for."""
+
+    class Slow(FakeEngine):
+        def _signal(self, container: Container, signal: str) -> None:
+            asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(self._later(container.config.id, signal)))
+
+        async def _later(self, id: str, signal: str) -> None:
+            await self._clock.sleep(SECOND)
+            self.end(id, 137) if signal == "SIGKILL" else None
+
+    async def story(w: World) -> None:
+        id = await w.run(HostConfig={"RestartPolicy": {"Name": "always"}})
+        w.engine.__class__ = Slow
+        await w.plain.kill(id, "SIGHUP")
+        assert w.engine.get(id).running  # type: ignore[union-attr]
+        await w.plain.kill(id)
+        assert not w.engine.get(id).running and not w.datapath.places  # type: ignore[union-attr]
+        await w.plain.remove(id)
+        assert w.told.index("container kill") < w.told.index("network disconnect")
 
     play(tmp_path, story)
 

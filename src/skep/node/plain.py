@@ -40,6 +40,7 @@ from skep.node.plain_errors import stop_timeout, warnings_of
 from skep.node.plain_place import Placed, Places
 from skep.node.plain_spec import build, merged, normal
 from skep.node.restart import again
+from skep.node.timing import within
 from skep.node.volumes import Volumes
 from skep.plan.container import signal_number
 
@@ -89,7 +90,7 @@ class Plain(Ends):
         hostname = self.facts.hostname if not asked.hostname and host.network_mode == "host" else ""
         host, hostname = self._shared(host, hostname)
         config = merged(asked, image, id, hostname)
-        joined = self.places.wanted(host.network_mode, dict(request.networking_config.endpoints_config), asked.mac_address)
+        joined = await self.places.wanted(host.network_mode, dict(request.networking_config.endpoints_config), asked.mac_address)
         for link in host.links:
             self._other(link.partition(":")[0])
         probe_of(config.healthcheck, None)
@@ -185,8 +186,7 @@ class Plain(Ends):
         now = self._engine.get(id)
         if now is not None:
             self.tell("container", "stop", now, {})
-            async with self._lock(id):
-                await self._clean(id)
+            await self._give_back(id)
 
     async def restart(self, reference: str, *, signal: str = "", seconds: int | None = None) -> None:
         container = self.find(reference)
@@ -206,10 +206,9 @@ class Plain(Ends):
         self.tell("container", "restart", self._engine.get(id) or container, {})
 
     async def kill(self, reference: str, signal: str = "SIGKILL") -> None:
-        """SIGKILL and the container's stop signal count as stopping it by hand."""
+        """SIGKILL and the container's stop signal count as stopping it by hand. After SIGKILL it has ended, as Docker has it."""
         container = self.find(reference)
-        id = container.config.id
-        record = self._record(container)
+        id, record = container.config.id, self._record(container)
         if self.is_restarting(id) and not container.running:
             raise Conflict(f"cannot kill container: {reference}: Container {id} is restarting, wait until the container is running")
         if not container.running:
@@ -220,6 +219,10 @@ class Plain(Ends):
                 await self._note(id, msgspec.structs.replace(record, stopped=True))
         await self._engine.kill(id, signal)
         self.tell("container", "kill", container, {"signal": str(number)})
+        if number == 9:
+            with suppress(NotFound, TimeoutError):  # Docker's patience with what the kernel does not let die
+                await within(self._clock, 10 * SECOND, self._engine.wait(id))
+            await self._give_back(id)
 
     # changing
 
@@ -297,9 +300,7 @@ class Plain(Ends):
             except SkepError:
                 await self.places.undo(id, joined)
                 raise
-        self.tell(
-            "network", "connect", joined.network_id, {"container": id, "name": joined.network, "type": self._driver(joined.network_id)}
-        )
+        self._tell_network("connect", id, joined)
 
     async def disconnect(self, network: str, reference: str) -> None:
         """Also of a network that is gone already."""
@@ -310,8 +311,7 @@ class Plain(Ends):
                 await self._keep(id, msgspec.structs.replace(record, joined=placed.joined))
                 return
             await self._keep_placed(id, record, placed, lasting=False)
-        attributes = {"container": id, "name": joined.network, "type": self._driver(joined.network_id)}
-        self.tell("network", "disconnect", joined.network_id, attributes)
+        self._tell_network("disconnect", id, joined)
 
     async def _keep_placed(self, id: str, record: Record, placed: Placed, *, lasting: bool = True) -> None:
         """`lasting`: False where it has left already: a full disk does not stop it."""

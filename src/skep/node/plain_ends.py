@@ -17,7 +17,7 @@ from skep.engine.base import Container, Engine, Exit
 from skep.errors import Conflict, NotFound, SkepError, Unavailable
 from skep.node import plain_mounts, restart
 from skep.node.health import Health, Probe, kept_probe, watch
-from skep.node.plain_config import Record, blank, extra_of, record_of
+from skep.node.plain_config import Joined, Record, blank, extra_of, record_of
 from skep.node.plain_errors import start_error
 from skep.node.plain_place import Places
 from skep.node.timing import until_first
@@ -147,10 +147,9 @@ class Ends:
         return self._group.create_task(guarded())
 
     def _take_up(self, container: Container) -> None:
-        record = record_of(container.config)
+        id, record = container.config.id, record_of(container.config)
         if record is None or self._group is None:
             return
-        id = container.config.id
         if container.running:
             self._begin_checks(container, record, record.health)
             self._spawn(self.places.adopt_attached(container, record, self._clock, self._lock), id)
@@ -214,21 +213,18 @@ class Ends:
         id = container.config.id
         for one in record.joined:
             if one.network_id:
-                attributes = {"container": id, "name": one.network, "type": self._driver(one.network_id)}
-                self.tell("network", network, one.network_id, attributes)
+                self._tell_network(network, id, one)
         for point in record.points:
             if point.type == "volume":
                 attributes = {"container": id, "driver": "local"}
                 if volume == "mount":
-                    attributes |= {
-                        "destination": point.target,
-                        "propagation": point.propagation,
-                        "read/write": str(point.read_write).lower(),
-                    }
+                    mode = str(point.read_write).lower()
+                    attributes |= {"destination": point.target, "propagation": point.propagation, "read/write": mode}
                 self.tell("volume", volume, point.name, attributes)
 
-    def _driver(self, network_id: str) -> str:
-        return self.places.driver(network_id)
+    def _tell_network(self, action: str, id: str, joined: Joined) -> None:
+        attributes = {"container": id, "name": joined.network, "type": self.places.driver(joined.network_id)}
+        self.tell("network", action, joined.network_id, attributes)
 
     # end
 
@@ -278,6 +274,10 @@ class Ends:
             self._tell_places(container, record, "disconnect", "unmount")
             joined = tuple(blank(one) for one in record.joined)
             await self._note(id, msgspec.structs.replace(record, joined=joined, ports=()))
+
+    async def _give_back(self, id: str) -> None:
+        async with self._lock(id):
+            await self._clean(id)
 
     async def _remove(self, container: Container, record: Record, *, volumes: bool) -> None:
         """Under the lock."""
