@@ -231,6 +231,11 @@ def test_outside_of_a_swarm_and_on_a_worker() -> None:
         removed = await client.ask("DELETE", "/networks/net1")
         assert (removed.status, "Worker nodes can't be used to view or modify cluster state." in removed.body["message"]) == (503, True)
         assert (await client.ask("DELETE", "/networks/nosuch")).status == 404
+        bridge = (await client.ask("GET", "/networks/bridge")).body["Id"]
+        named = Network(id="z" * 25, spec=NetworkSpec(name=bridge[0], attachable=True, scope="swarm"), vni=4099)
+        world.attachments.elsewhere.append(named)
+        assert (await client.ask("GET", f"/networks/{bridge[0]}")).body["Id"] == named.id, "a name, before the beginning of an id"
+        assert (await client.ask("GET", f"/networks/{bridge[:12]}")).body["Id"] == bridge
         world.attachments.closed.append(Network(id="c" * 25, spec=NetworkSpec(name="closed", scope="swarm"), vni=4098))
         assert (await client.ask("GET", "/networks/closed")).status == 404, "it is not told of what does not concern it"
         refused = await client.ask("POST", "/networks/closed/connect", {"Container": "c1"})

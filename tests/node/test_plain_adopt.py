@@ -137,3 +137,28 @@ def test_on_a_full_disk_a_network_can_be_left_and_a_rename_is_done_or_not(tmp_pa
         assert not w.datapath.places[id] and not w.record(id).joined
 
     play(tmp_path, story)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_cluster_network_is_meant_by_its_name_though_an_id_of_the_node_begins_with_it(tmp_path: Path, closed: bool) -> None:
+    async def story(w: World) -> None:
+        bridge = w.networks.get("bridge")
+        assert bridge is not None
+        cluster = FakeAttachments()
+        over = Network(id="net", spec=NetworkSpec(name=bridge.id[0], attachable=True), ipam=(IPAMConfig(subnet="10.7.0.0/24"),))
+        (cluster.closed if closed else cluster.known).append(over)
+        w.plain.places.attachments = cluster
+        id = await w.create(HostConfig={"NetworkMode": over.name})
+        if closed:
+            with pytest.raises(SkepError, match="not manually attachable|not found"):
+                await w.plain.start(id)
+            return
+        await w.plain.start(id)
+        assert w.datapath.networks_of(id) == ("net",)
+        await w.plain.disconnect(over.name, id)
+        await w.plain.connect(over.name, id, EndpointSettings())
+        assert w.datapath.networks_of(id) == ("net",)
+        await w.plain.connect(bridge.id[:12], id, EndpointSettings())
+        assert set(w.datapath.networks_of(id)) == {"net", bridge.id}
+
+    play(tmp_path, story)

@@ -6,7 +6,7 @@ can be meant by its name. The cluster's images of `bridge`, `host` and `none` ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from skep.api.context import Cluster
@@ -57,17 +57,25 @@ async def find(call: Call, reference: str, scope: str = "") -> Found:
     for what, meant in (
         ("id", [n for n in known if n.id == reference]),
         ("name", [n for n in known if n.name == reference]),
-        ("ID prefix", [n for n in known if reference and n.id.startswith(reference)]),
     ):
         if len(meant) == 1:
             return meant[0]
         if meant:
-            raise Invalid(f"network {reference} is ambiguous ({len(meant)} matches found based on {what})")
+            raise _ambiguous(reference, meant, what)
+    begun = [n for n in known if reference and n.id.startswith(reference)]
     if scope in ("", "swarm", "global") and cluster_of(call) is None:
         network = await call.context.attachments.find(reference)
-        if network is not None:
+        if network is not None and (not begun or network.name == reference):
             return network
+    if len(begun) == 1:
+        return begun[0]
+    if begun:
+        raise _ambiguous(reference, begun, "ID prefix")
     raise NotFound(f"network {reference} not found")
+
+
+def _ambiguous(reference: str, meant: Sequence[Found], what: str) -> Invalid:
+    return Invalid(f"network {reference} is ambiguous ({len(meant)} matches found based on {what})")
 
 
 # who is there

@@ -17,7 +17,7 @@ from skep.datapath.base import Datapath, HostPort, Place, Resolving
 from skep.engine.base import Container, Engine
 from skep.errors import Conflict, Forbidden, Invalid, NotFound, SkepError, Unavailable
 from skep.ids import Random, endpoint_id, new_hex
-from skep.node.base import Attachments, LocalNetworks, is_task_sandbox
+from skep.node.base import Attachments, LocalNetwork, LocalNetworks, is_task_sandbox
 from skep.node.container import SANDBOX_SYSCTLS, NodeFacts
 from skep.node.plain_adopt import Lock, adopt, adopt_attached
 from skep.node.plain_check import container_of
@@ -79,13 +79,13 @@ class Places:
 
     # what is asked for
 
-    def wanted(self, mode: str, asked: dict[str, EndpointSettings], mac: str) -> tuple[Joined, ...]:
+    async def wanted(self, mode: str, asked: dict[str, EndpointSettings], mac: str) -> tuple[Joined, ...]:
         """The networks a new container is to join; `mode`: its NetworkMode, no longer empty. Raises Invalid. What they are is looked at
         when it starts, as Docker does: they may be made until then."""
         if container_of(mode):
             return ()
         asked = {"bridge" if name == "default" else name: settings for name, settings in asked.items()}
-        main = self._networks.get(mode)
+        main = await self._local(mode)
         name = main.name if main is not None else mode
         first = asked.pop(mode, None) or asked.pop(name, None) or (asked.pop(main.id, None) if main is not None else None)
         first = first or EndpointSettings()
@@ -93,16 +93,27 @@ class Places:
             first = msgspec.structs.replace(first, mac_address=mac)
         if name in ("host", "none") and asked:
             raise Invalid(f"container cannot be connected to multiple networks with one of the networks in {name} mode")
-        joined = [self._asked(name, first), *(self._asked(other, settings) for other, settings in asked.items())]
+        joined = [await self._asked(name, first), *[await self._asked(other, settings) for other, settings in asked.items()]]
         if any(one.network in ("host", "none") for one in joined[1:]):
             raise Invalid("container cannot be connected to host network or disconnected from it")
         return tuple(joined)
 
-    def _asked(self, reference: str, settings: EndpointSettings) -> Joined:
-        known = self._networks.get(reference)
+    async def _asked(self, reference: str, settings: EndpointSettings) -> Joined:
+        known = await self._local(reference)
         name = known.name if known is not None else reference
         check_settings(name, settings)
         return Joined(network=name, network_id=known.id if known is not None else "", settings=settings)
+
+    async def _local(self, reference: str) -> LocalNetwork | None:
+        """By id, by name, or by how its id begins: unless a network of the cluster bears just that name (`b` beside an id `b6d5…`)."""
+        known = self._networks.get(reference)
+        if known is None or reference in (known.id, known.name) or self.attachments is None:
+            return known
+        try:
+            cluster = await self.attachments.find(reference, joining=True)
+        except Forbidden:  # there is one, and its start will say that it is closed
+            return None
+        return None if cluster is not None and cluster.spec.name == reference else known
 
     # start and end
 
@@ -158,7 +169,7 @@ class Places:
         settings = one.settings
         names = own_names(container, record, settings)
         local = self._networks.get(one.network_id) if one.network_id else None
-        local = local or self._networks.get(one.network)
+        local = local or await self._local(one.network)
         if local is not None:
             if local.config_only or local.driver != "bridge":
                 raise Invalid(f"container cannot be connected to network {local.name}")
@@ -221,7 +232,7 @@ class Places:
         check_settings(name, settings)
         if any(name in (one.network, one.network_id) for one in record.joined):
             raise Forbidden(f"endpoint with name {container.config.name} already exists in network {name}")
-        known = self._networks.get(name)
+        known = await self._local(name)
         one = Joined(network=name, network_id=known.id if known is not None else "", settings=settings)
         if not container.running:
             return one, None
@@ -283,7 +294,7 @@ class Places:
             await self.attachments.detach(id, one.network_id)
 
     async def _name_of(self, reference: str, *, gone: bool = False) -> str:
-        known = self._networks.get(reference)
+        known = await self._local(reference)
         if known is not None:
             return known.name
         if self.attachments is not None:

@@ -158,6 +158,8 @@ class FakeAttachments:
     def __init__(self) -> None:
         self.known: list[Network] = []
         self.closed: list[Network] = []
+        self.elsewhere: list[Network] = []
+        """Attachable, and this node takes no part in them yet: found, but not listed."""
         """The manager's, of which this node is not told."""
         self.places: dict[tuple[str, str], str] = {}
         """(container id, network id) -> address."""
@@ -191,10 +193,11 @@ class FakeAttachments:
     async def find(self, reference: str, *, joining: bool = False) -> Network | None:
         if joining and (closed := next((n for n in self.closed if reference in (n.id, n.name)), None)) is not None:
             raise Forbidden(f"network {closed.name} not manually attachable", rpc="PermissionDenied")
-        for network in self.known:
+        known = [*self.known, *self.elsewhere]
+        for network in known:
             if reference in (network.id, network.name):
                 return network
-        found = [network for network in self.known if reference and network.id.startswith(reference)]
+        found = [network for network in known if reference and network.id.startswith(reference)]
         return found[0] if len(found) == 1 else None
 
     def networks(self) -> list[Network]:
