@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -224,6 +224,13 @@ class World:
 
     def out(self, *argv: str, **more: Any) -> str:
         return self.docker(*argv, **more).stdout.strip()
+
+    @contextlib.contextmanager
+    def asking(self, method: str, target: str) -> Iterator[http.client.HTTPResponse]:
+        """An answer that has begun."""
+        with contextlib.closing(_Unix(str(self.socket))) as connection:
+            connection.request(method, target)
+            yield connection.getresponse()
 
     def api(self, method: str, target: str, body: Any = None) -> tuple[int, Any]:
         """(status, JSON or bytes)."""

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from plain_world import World, quoted
@@ -173,8 +174,13 @@ def test_restart_policies(world: World) -> None:
     world.docker("run", "-d", "--name", "fine", "--restart", "on-failure", "box:1", "true")
     assert world.out("wait", "fine") == "0" and world.inspect("fine")["RestartCount"] == 0
     world.docker("run", "-d", "--name", "ever", "--restart", "always", "box:1", "sh", "-c", "sleep 0.02; exit 1")
-    world.until(lambda: world.inspect("ever")["State"]["Status"] == "restarting", "it waits for its restart")
-    assert world.inspect("ever")["State"]["Restarting"] and "ever" in world.out("ps", "--format", "{{.Names}}")
+
+    def waiting() -> Any:
+        """One look: at the next it may be running again."""
+        state = world.inspect("ever")["State"]
+        return state["Status"] == "restarting" and state
+
+    assert world.until(waiting, "it waits for its restart")["Restarting"] and "ever" in world.out("ps", "--format", "{{.Names}}")
     world.until(lambda: world.inspect("ever")["RestartCount"] >= 2, "it was started again")
     world.docker("stop", "ever")
     count = world.inspect("ever")["RestartCount"]
@@ -330,6 +336,18 @@ def test_top_and_stats(world: World) -> None:
     assert status == 200 and body["memory_stats"] == {} and body["cpu_stats"]["cpu_usage"]["total_usage"] == 0
 
 
+def test_who_kills_finds_it_ended(world: World) -> None:
+    """Much that has to die, so that it takes the kernel a moment."""
+    many = "for i in $(seq 40); do sleep 100 & done; x=$(head -c 60000000 /dev/zero | tr '\\0' x); echo up; wait"
+    for _ in range(3):
+        world.docker("run", "-d", "--name", "ki", "--restart", "always", "-p", "8095:80", "box:1", "sh", "-c", many)
+        world.until(lambda: "up" in world.out("logs", "ki"), "it has begun")
+        world.docker("kill", "ki")
+        state = world.inspect("ki")["State"]
+        assert (state["Status"], state["ExitCode"]) == ("exited", 137)
+        world.docker("rm", "ki")
+
+
 def test_changes_while_it_runs(world: World) -> None:
     world.docker("run", "-d", "--name", "up1", "box:1", "sleep", "100")
     world.docker("update", "--memory", "64m", "--memory-swap", "64m", "--cpus", "0.5", "--pids-limit", "40", "up1")
@@ -352,6 +370,8 @@ def test_health(world: World) -> None:
     assert world.out("ps", "-q", "--filter", "health=unhealthy")
     world.docker("exec", "he", "touch", "/ok")
     world.until(lambda: world.inspect("he")["State"]["Health"]["Status"] == "healthy", "it is healthy")
+    record = world.folder / "d" / "containers" / world.inspect("he")["Id"] / "state"
+    world.until(lambda: '"health":"healthy"' in record.read_text().splitlines()[-1], "it is written down")
     world.stop(signal.SIGKILL)
     world.start()
     assert world.inspect("he")["State"]["Health"]["Status"] == "healthy"
@@ -363,8 +383,11 @@ def test_a_client_that_waits_for_the_end_is_told(world: World) -> None:
     world.docker("run", "-d", "--name", "wt", "box:1", "sh", "-c", "sleep 0.5; exit 8")
     assert world.out("wait", "wt") == "8" and world.out("wait", "wt") == "8"
     assert world.api("POST", "/containers/wt/wait?condition=bogus")[0] == 400
-    world.docker("run", "-d", "--name", "wr", "--rm", "box:1", "sh", "-c", "sleep 0.5; exit 9")
-    assert world.api("POST", "/containers/wr/wait?condition=removed") == (200, {"StatusCode": 9})
+    world.docker("run", "-d", "--name", "wr", "--rm", "box:1", "sh", "-c", "until [ -e /end ]; do sleep 0.05; done; exit 9")
+    with world.asking("POST", "/containers/wr/wait?condition=removed") as answer:
+        # its head says that we are waited for
+        world.docker("exec", "wr", "touch", "/end")
+        assert (answer.status, json.loads(answer.read())) == (200, {"StatusCode": 9})
 
 
 def test_attach_shows_what_was_written_before(world: World) -> None:
