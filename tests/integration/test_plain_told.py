@@ -88,6 +88,23 @@ def test_a_link_follows_the_other_container(world: World) -> None:
     assert asked() == "10.67.0.30"
 
 
+def test_a_link_says_nothing_of_when_or_where_the_other_is(world: World) -> None:
+    """Compose gives a service's links to each network that the service is on, also where the other is not."""
+    for name in ("first", "second"):
+        world.docker("network", "create", name)
+    ends = {"first": {"Links": ["late:lt"]}, "second": {"Links": ["late:lt"]}}
+    body = {"Image": "box:1", "Cmd": ["sleep", "1000"], "HostConfig": {"NetworkMode": "first", "Links": ["late:other"]}}
+    status, told = world.api("POST", "/containers/create?name=early", body | {"NetworkingConfig": {"EndpointsConfig": ends}})
+    assert status == 201, told
+    world.docker("start", "early")
+    assert world.docker("exec", "early", "ping", "-c1", "-W2", "lt", check=False).returncode != 0
+    world.docker("run", "-d", "--name", "late", "--network", "second", "box:1", "sleep", "1000")
+    for name in ("lt", "other"):
+        assert "1 packets received" in world.out("exec", "early", "ping", "-c1", "-W2", name)
+    world.docker("restart", "-t", "0", "early")
+    assert "1 packets received" in world.out("exec", "early", "ping", "-c1", "-W2", "lt")
+
+
 def test_an_exec_between_two_lives(world: World) -> None:
     world.docker("run", "-d", "--name", "xr", "--restart", "always", "box:1", "sh", "-c", "exit 1")
 

@@ -91,7 +91,7 @@ class Plain(Ends):
         host, hostname = self._shared(host, hostname)
         config = merged(asked, image, id, hostname)
         joined = await self.places.wanted(host.network_mode, dict(request.networking_config.endpoints_config), asked.mac_address)
-        for link in host.links:
+        for link in host.links if host.network_mode == "bridge" else ():
             self._other(link.partition(":")[0])
         probe_of(config.healthcheck, None)
         wanted = plain_mounts.wishes(config, host, self._other)

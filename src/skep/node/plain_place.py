@@ -371,8 +371,9 @@ class Places:
         links: dict[str, str] = {}
         for one in joined:  # on a bridge of the user's the other's address is what it is when it is asked for
             known = self._networks.get(one.network_id)
-            for link in links_of(self._engine, record, one):
-                links |= dict.fromkeys(link.names, link.address if known is None or known.predefined else link.id)
+            for link in links_of(self._engine, record, one, predefined=known is not None and known.predefined):
+                fixed = link.address if known is None or known.predefined else ""
+                links |= dict.fromkeys(link.names, fixed or link.meaning)
         return Resolving(servers=record.host.dns, own_names=names, aliases=aliases, links=links)
 
     def _hosts(self, record: Record, joined: Iterable[Joined]) -> tuple[str, ...]:
@@ -381,7 +382,7 @@ class Places:
         lines = list(self._extra_hosts(record))
         for one in joined:
             if one.network == "bridge":
-                lines += [f"{link.address}\t{' '.join(link.names)}" for link in links_of(self._engine, record, one)]
+                lines += [f"{link.address}\t{' '.join(link.names)}" for link in links_of(self._engine, record, one, predefined=True)]
         lines += [f"{one.address.partition('/')[0]}\t{name}" for one in joined if one.address]
         return tuple(lines)
 
