@@ -1,5 +1,5 @@
-"""`--link`: names of a container's own for another one. On `bridge` it is the other's address at the start, so the other runs there; on any other
-network a link is another word for a name, asked for anew each time: the other may come later, or be on another network of both."""
+"""`--link`: names of a container's own for another one. On `bridge` it is the other's address at the start, so the other runs there; on
+any other network a link is another word for a name, asked for anew each time: the other may come later, or be on another network."""
 
 from __future__ import annotations
 
