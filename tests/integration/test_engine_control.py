@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
+import termios
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,9 +58,10 @@ def test_pause_stops_everything_and_unpause_goes_on(runtime: str) -> None:
             events = engine.subscribe()
             await engine.pause(made.id)
             assert known(engine, made.id).paused and known(engine, made.id).running
-            used, size = kernel_time(known(engine, made.id).pid), -1
-            while size != (size := log.stat().st_size):  # noqa: ASYNC110 - what was on its way through conmon arrives
-                await asyncio.sleep(0.1)
+            used = kernel_time(known(engine, made.id).pid)
+            monitor = int((Path(engine.describe()["root"]).parent / "r" / "c" / made.id / "conmon.pid").read_text())
+            await until(lambda: nothing_on_its_way(known(engine, made.id).pid, monitor))
+            size = log.stat().st_size
             await asyncio.sleep(0.2)
             assert (kernel_time(known(engine, made.id).pid), log.stat().st_size) == (used, size)
             with pytest.raises(Conflict, match=f"Container {made.id} is already paused"):
@@ -71,6 +76,16 @@ def test_pause_stops_everything_and_unpause_goes_on(runtime: str) -> None:
             assert actions(events) == ["pause", "unpause"]
 
     asyncio.run(main())
+
+
+def nothing_on_its_way(pid: int, monitor: int) -> bool:
+    """What it has said is out of its pipe, and its monitor, which writes it down, waits for more."""
+    pipe, waiting = os.open(f"/proc/{pid}/fd/1", os.O_WRONLY | os.O_NONBLOCK), array("i", [0])
+    try:
+        fcntl.ioctl(pipe, termios.FIONREAD, waiting)
+    finally:
+        os.close(pipe)
+    return not waiting[0] and Path(f"/proc/{monitor}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def kernel_time(pid: int) -> str:
@@ -132,6 +147,8 @@ def test_pause_is_the_kernels_truth_after_a_restart() -> None:
         for made in (paused, other):
             await engine.create(made)
             await engine.start(made.id)
+        # it heeds SIGTERM from its first line on
+        await until((bench.data / "containers" / paused.id / "log").read_text)
         await engine.pause(paused.id)
         pid = known(engine, paused.id).pid
         await engine.shut_down()

@@ -43,9 +43,14 @@ def item(id: str, script: str, **container: Any) -> TaskItem:
 def test_health_in_a_real_container_and_a_restart() -> None:
     bench = Bench()
     check = s.Healthcheck(
-        test=("CMD-SHELL", "test -f /ok || { echo not yet; exit 1; }"), interval=100 * MILLISECOND, timeout=10 * SECOND, retries=30
+        test=("CMD-SHELL", "test -f /ok || { touch /asked; echo not yet; exit 1; }"),
+        interval=100 * MILLISECOND,
+        timeout=10 * SECOND,
+        retries=30,
     )
-    given = item("t1", "sleep 0.3; touch /ok; trap 'exit 0' TERM; while :; do sleep 0.05; done", healthcheck=check)
+    # it is well once it has been asked
+    script = "trap 'exit 0' TERM; until [ -e /asked ]; do sleep 0.05; done; touch /ok; while :; do sleep 0.05; done"
+    given = item("t1", script, healthcheck=check)
     datapath = NoNetwork(SystemClock())
 
     async def main() -> None:
