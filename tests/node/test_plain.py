@@ -12,6 +12,7 @@ from plain_fakes import IMAGE, World, play
 
 from skep.clock import MILLISECOND, MINUTE, SECOND
 from skep.engine.base import Container, Exit
+from skep.engine.oci.spec import Host, capabilities
 from skep.errors import Conflict, Invalid, NotFound, NotImplementedHere, SkepError
 from skep.node import restart
 from skep.node.naming import random_name
@@ -179,6 +180,18 @@ def test_who_kills_finds_it_ended_and_its_place_given_back(tmp_path: Path) -> No
         assert not w.engine.get(id).running and not w.datapath.places  # type: ignore[union-attr]
         await w.plain.remove(id)
         assert w.told.index("container kill") < w.told.index("network disconnect")
+
+    play(tmp_path, story)
+
+
+def test_capabilities_are_shown_as_they_were_written(tmp_path: Path) -> None:
+    """The docker command adds `CAP_`, other clients do not, and look for what they said."""
+
+    async def story(w: World) -> None:
+        id = await w.create(HostConfig={"CapAdd": ["NET_ADMIN", "sys_time"], "CapDrop": ["ALL"]})
+        assert (w.record(id).host.cap_add, w.record(id).host.cap_drop) == (("NET_ADMIN", "sys_time"), ("ALL",))
+        container = w.engine.get(id)
+        assert container is not None and capabilities(container.config, Host()) == ("CAP_NET_ADMIN", "CAP_SYS_TIME")
 
     play(tmp_path, story)
 

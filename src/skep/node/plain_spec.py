@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import msgspec
 
 from skep.engine.base import ContainerConfig, Device, Image, Mount, Ulimit
@@ -69,15 +67,13 @@ def arguments(config: Config) -> tuple[str, ...]:
 
 
 def normal(host: HostConfig, runtime: str, cgroupns: str) -> HostConfig:
-    """With what an empty field stands for, as `inspect` shows it."""
+    """With what an empty field stands for, as `inspect` shows it. What was given stays as written (capabilities too): clients look for it."""
     mode = "bridge" if host.network_mode in ("", "default") else host.network_mode
     return msgspec.structs.replace(
         host,
         network_mode=mode,
         restart_policy=msgspec.structs.replace(host.restart_policy, name=host.restart_policy.name or "no"),
         log_config=msgspec.structs.replace(host.log_config, type=host.log_config.type or "json-file"),
-        cap_add=capabilities(host.cap_add),
-        cap_drop=capabilities(host.cap_drop),
         ipc_mode=host.ipc_mode or "private",
         shm_size=host.shm_size or DEFAULT_SHM,
         runtime=host.runtime or runtime,
@@ -85,15 +81,6 @@ def normal(host: HostConfig, runtime: str, cgroupns: str) -> HostConfig:
         memory_swap=host.memory_swap or 2 * host.memory,
         port_bindings={full_port(port): bindings for port, bindings in host.port_bindings.items()},
     )
-
-
-def capabilities(names: Iterable[str]) -> tuple[str, ...]:
-    """`net_admin` -> `CAP_NET_ADMIN`; `ALL` stays."""
-    found = []
-    for name in names:
-        upper = name.upper()
-        found.append(upper if upper == "ALL" or upper.startswith("CAP_") else f"CAP_{upper}")
-    return tuple(found)
 
 
 def build(id: str, name: str, image: Image, record: Record, mounts: tuple[Mount, ...], facts: NodeFacts) -> ContainerConfig:
