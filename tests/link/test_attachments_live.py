@@ -185,6 +185,8 @@ def test_places_survive_the_daemon_and_the_manager(tmp_path: Path) -> None:
             await until(lambda: places(manager) == [S.RUNNING])
             assert await host.runs(A) == address
             assert places(manager) == [S.RUNNING]
+            # the greeting said which one has ended: the manager may have acted on it before it is heard from
+            await until(lambda: host.agent.session.welcomed)
             await host.ends(A)
             assert places(manager) == []
 
