@@ -67,7 +67,7 @@ def arguments(config: Config) -> tuple[str, ...]:
 
 
 def normal(host: HostConfig, runtime: str, cgroupns: str) -> HostConfig:
-    """With what an empty field stands for, as `inspect` shows it. What was given stays as written (capabilities too): clients look for it."""
+    """With what an empty field stands for, as `inspect` shows it. What was given stays as written (capabilities too): clients compare."""
     mode = "bridge" if host.network_mode in ("", "default") else host.network_mode
     return msgspec.structs.replace(
         host,
