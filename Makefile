@@ -3,7 +3,7 @@
 # make quick   the checks that need no root
 # make bench   the measurements of bench/
 # make soak    what takes longer: many simulated clusters, long chaos
-# make guest   the node's tests in a virtual machine with a unified cgroup tree (Debian 12 with qemu-system-x86; over an hour)
+# make guest   the node's tests in a virtual machine with a unified cgroup tree (Debian 12 with qemu-system-x86; 20 minutes or more)
 SHELL := /bin/bash
 PY := .venv/bin/python
 # two test files at a time: most of their time is waiting
