@@ -85,14 +85,14 @@ class Chaos(Wished):
         self.drop_service(name)
         return f"remove service {name}"
 
-    def change(self, name: str, change: Callable[[dict[str, Any]], None]) -> None:
+    def change(self, name: str, change: Callable[[dict[str, Any]], None], kind: str = "services") -> None:
         """Whoever else has changed it meanwhile: again."""
 
         def written() -> bool:
-            service = self.api("GET", f"/services/{name}")
-            change(service["Spec"])
+            found = self.api("GET", f"/{kind}/{name}")
+            change(found["Spec"])
             try:
-                self.api("POST", f"/services/{service['ID']}/update?version={service['Version']['Index']}", service["Spec"])
+                self.api("POST", f"/{kind}/{found['ID']}/update?version={found['Version']['Index']}", found["Spec"])
             except calls.SkepError as error:
                 if "out of sequence" not in str(error):
                     raise
@@ -133,9 +133,7 @@ class Chaos(Wished):
             node = self.rng.choice(free)
             self.drained.add(node)
             wanted = "drain"
-        found = next(n for n in self.api("GET", "/nodes") if n["Description"]["Hostname"] == node)
-        spec = {**found["Spec"], "Availability": wanted}
-        self.api("POST", f"/nodes/{found['ID']}/update?version={found['Version']['Index']}", spec)
+        self.change(node, lambda spec: spec.update(Availability=wanted), "nodes")
         if wanted == "drain":
             # a plain container loses its place on a node that is drained, as in Docker; nobody gives it back
             for container in [c for c, (on, _) in self.plain.items() if on == node]:

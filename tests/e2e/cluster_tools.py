@@ -58,6 +58,14 @@ class Begun:
                 return
         raise AssertionError(f"it never said {text!r}: {''.join(self.said)}")
 
+    def held_at(self, text: str, at: Layout) -> None:
+        """As `until`, and it does not come to its end meanwhile: the log of the host socket, which is started last, is a pipe that nobody
+        reads, and waits to be opened."""
+        self.until("underlay")
+        os.mkfifo(Path(at.root) / "host.log")
+        if text not in self.said[-1]:
+            self.until(text)
+
     def end(self, number: int) -> tuple[int, str, str]:
         """Signal it; its exit code, and what it printed."""
         os.kill(self.process.pid, number)

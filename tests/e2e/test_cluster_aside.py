@@ -129,7 +129,7 @@ def test_a_cluster_where_dockerd_has_been(places: tuple[Place, Place], forwards:
             calls.call(at.socket("manager"), "POST", "/services/create", spec)
 
             def asked(place: Place, address: str) -> str:
-                return seen(place.run("curl", "-s", "-m", "3", f"http://{address}:8000/", check=False))
+                return seen(place.run("curl", "-s", "--connect-timeout", "3", "-m", "60", f"http://{address}:8000/", check=False))
 
             assert until(lambda: asked(client, HOST), "it answers a client outside") == CLIENT
             assert asked(host, HOST) == HOST

@@ -150,7 +150,8 @@ def test_what_goes_on_in_the_background_holds_nobody(world: World) -> None:
     begun = time.monotonic()
     assert run(world, "exec", "worker01", "sh", "-c", "sleep 77 & echo here").stdout == b"here\n"
     assert time.monotonic() - begun < 30
-    for pid in in_node(world, "worker01", "sleep 77"):
+    # the shell has ended, and what it has begun need not be `sleep` yet
+    for pid in until(lambda: in_node(world, "worker01", "sleep 77"), "it runs on"):
         os.kill(pid, signal.SIGKILL)
 
 
@@ -248,9 +249,9 @@ def test_stop_and_start_keep_the_containers(world: World) -> None:
     world.create("stopped", 4)
     before = world.until(lambda: len(t := world.running("stopped")) == 4 and t, "4 running")
     pids = {t["ID"]: t["Status"]["ContainerStatus"]["PID"] for t in before}
-    events = subprocess.Popen(
-        docker(world, "events", "--format", "{{.Actor.Attributes.name}} {{.Action}}"), stdout=subprocess.PIPE, text=True
-    )
+    # since now: the first of them may come before this command listens
+    shown = ["--since", f"{time.time():.9f}", "--format", "{{.Actor.Attributes.name}} {{.Action}}"]
+    events = subprocess.Popen(docker(world, "events", *shown), stdout=subprocess.PIPE, text=True)
     try:
         assert world.docker("stop", "worker01", node="") == "worker01\n"
         assert "Exited (0)" in world.docker("ps", "-a", "--filter", "name=worker01", node="")
@@ -264,7 +265,9 @@ def test_stop_and_start_keep_the_containers(world: World) -> None:
         assert events.stdout
         seen: list[str] = []
         while "worker02 start" not in seen:
-            seen.append(events.stdout.readline().strip())
+            line = events.stdout.readline()
+            assert line, f"no more events: {seen}"
+            seen.append(line.strip())
         order = [s for s in seen if s.split()[-1] in ("die", "start")]
         assert order == ["worker01 die", "worker01 start", "worker02 die", "worker02 start"]
     finally:

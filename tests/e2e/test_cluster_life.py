@@ -104,7 +104,7 @@ def test_up_to_down(apart: None, name: str, tmp_path: Path) -> None:
 )
 def test_an_interrupted_up_cleans_up(name: str, number: int, at_line: str) -> None:
     begun = Begun("--name", name, "--workers", "1")
-    begun.until(at_line)
+    begun.held_at(at_line, layout(name))
     code, out, err = begun.end(number)
     assert (code, out) == (130, "")
     assert "taking down what was made" in err and err.endswith("skep cluster: interrupted\n") and "Traceback" not in err
@@ -114,9 +114,9 @@ def test_an_interrupted_up_cleans_up(name: str, number: int, at_line: str) -> No
 def test_killed_in_the_middle(name: str) -> None:
     """kill -9 of `up`: what it started runs on. `up` says so; when nothing runs any more it clears that away by itself."""
     begun = Begun("--name", name, "--workers", "1")
-    begun.until("manager is up")
-    begun.end(signal.SIGKILL)
     at = layout(name)
+    begun.held_at("manager is up", at)
+    begun.end(signal.SIGKILL)
     assert cluster.pids(at, ""), "the nodes run on"
     again = skep("cluster", "up", "--name", name, check=False)
     assert again.returncode == 1 and again.stderr.count("\n") == 1
@@ -202,7 +202,8 @@ def test_two_clusters_side_by_side(name: str, world: World) -> None:
     skep("cluster", "down", "--name", name)
     assert remains(name) == []
     assert get(port) == ""
-    until(lambda: get(world.port) == "first", "the first has not noticed", 5)
+    # between two answers nobody listens
+    until(lambda: get(world.port) == "first", "the first has not noticed")
     world.remove("who")
 
 

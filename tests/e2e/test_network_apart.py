@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from conftest import ECHO, World
 from inside import answers, inside, means
-from test_network_check import removed
+from test_network_check import check, removed
 
 from skep.datapath import netlink
 
@@ -59,6 +59,8 @@ class Side:
 @pytest.fixture(scope="module")
 def sides(world: World) -> Iterator[tuple[Side, Side]]:
     left, right = Side(world, "left-side"), Side(world, "right-side")
+    # a task that runs is known to the other nodes a moment later
+    world.until(lambda: check(world)[0] == 0, "every node knows of all of them")
     yield left, right
     for side in (left, right):
         world.remove(side.service)
@@ -124,6 +126,8 @@ def test_nor_with_a_source_that_is_not_its_own(sides: tuple[Side, Side]) -> None
                     inside(place.pid, lambda source=source: send(source))  # type: ignore[misc]
             with pytest.raises(TimeoutError):
                 listener.recv(100)
+            # nothing is to come for half a second, what is to come may take its time
+            listener.settimeout(20)
             for neighbour in other.places:
                 if neighbour is not target:
                     for place in own.places[:1]:

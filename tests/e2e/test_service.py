@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import ECHO, World
+from inside import answers, inside
 
 from skep.local import nodes
 from skep.local.registry import start_registry
@@ -115,8 +116,11 @@ def test_logs_and_exec_reach_a_container(world: World) -> None:
     world.create("talk", 1, container={"Command": ["sh", "-c", "echo out; echo err >&2; exec sleep 1000"]})
     task = world.until(lambda: world.running("talk"), "running")[0]
     node = next(n["Description"]["Hostname"] for n in world.api("GET", "/nodes") if n["ID"] == task["NodeID"])
-    logs = world.docker("service", "logs", "--raw", "talk", check=False)
-    assert sorted(logs.split()) == ["err", "out"]
+    # it runs when its process has begun, which has said nothing yet
+    logs = world.until(
+        lambda: len(said := world.docker("service", "logs", "--raw", "talk", check=False).split()) >= 2 and said, "both said"
+    )
+    assert sorted(logs) == ["err", "out"]
     assert f"talk.1.{task['ID'][:12]}@{node}" in world.docker("service", "logs", "talk", check=False)
     container = f"talk.1.{task['ID']}"
     assert world.docker("exec", container, "hostname", node=node).strip() == task["Status"]["ContainerStatus"]["ContainerID"][:12]
@@ -127,6 +131,10 @@ def test_skepd_killed_under_load_restarts_no_container(world: World) -> None:
     """kill -9 of every skepd, the manager's too: the containers go on, answer all the while, and are taken over."""
     world.create("stay", 8, EndpointSpec={"Ports": [{"Protocol": "tcp", "TargetPort": 8080, "PublishedPort": 8100}]})
     before = world.until(lambda: len(t := world.running("stay")) == 8 and t, "8 running")
+    # a task runs when its process has begun, which listens a moment later
+    for task in before:
+        pid = task["Status"]["ContainerStatus"]["PID"]
+        world.until(lambda pid=pid: inside(pid, lambda: answers([("127.0.0.1", 8080)], 5)), "it listens")  # type: ignore[misc]
     target = f"http://{addresses(world)[1]}:8100/"
     world.until(lambda: get(target), "the port answers")
     asked: list[str] = []

@@ -69,7 +69,7 @@ def test_update_adds_and_takes_away(world: World) -> None:
 
 def test_healthy_or_not(world: World) -> None:
     """It runs only when healthy, failures of the start period do not count; unhealthy, it is replaced. `CMD` has no shell."""
-    check = {"Interval": SEC // 10, "Timeout": SEC, "Retries": 2, "StartPeriod": 60 * SEC, "StartInterval": SEC // 20}
+    check = {"Interval": SEC // 10, "Timeout": 60 * SEC, "Retries": 2, "StartPeriod": 60 * SEC, "StartInterval": SEC // 20}
     late = {"Test": ["CMD-SHELL", "test -e /tmp/well || { echo not yet; exit 1; }"], **check}
     world.create("flaglate", 1, container={"Healthcheck": late})
     never = {"Test": ["CMD", "/bin/false", "&&", "true"], **check, "StartPeriod": 0}

@@ -79,10 +79,13 @@ def test_the_tutorials_stack(world: World, ch03: Path) -> None:
     # a client on the network gets through nginx to the service behind it, from the manager and from a worker
     for node in ("manager", "worker02"):
         world.until(lambda node=node: fetched(world, node, "ch03", "http://echo_nginx/") == "Hello Docker!!", f"answered on {node}")  # type: ignore[misc]
-    names = client(world, "worker01", "ch03", "nslookup", "tasks.echo_api", check=False)
-    found = set(re.findall(r"Address[^:]*: (10\.\d+\.\d+\.\d+)", names))
     wanted = {t["NetworksAttachments"][0]["Addresses"][0].partition("/")[0] for t in world.running("echo_api")}
-    assert found == wanted, names
+
+    def found() -> set[str]:
+        names = client(world, "worker01", "ch03", "nslookup", "tasks.echo_api", check=False)
+        return set(re.findall(r"Address[^:]*: (10\.\d+\.\d+\.\d+)", names))
+
+    world.until(lambda: found() == wanted, "worker01 knows all tasks")
     # no task was restarted on the way, although nothing said which service comes first
     assert len(world.tasks("echo_api")) == 3 and len(world.tasks("echo_nginx")) == 3
 
