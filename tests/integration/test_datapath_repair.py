@@ -8,9 +8,11 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import pytest
+from names_world import until
 from netlab import Lab, Node, Server, apply_all, ask, ask_udp, attach, connect, lab, line, ping, within
 from netlab_objects import endpoint, network, service
 
@@ -18,6 +20,7 @@ from skep.datapath import netns
 from skep.model.assignment import DiscoveryItem, EndpointItem
 
 pytestmark = pytest.mark.root
+T = TypeVar("T")
 CLIENT = "192.168.77.99"
 NETWORKS = [network(), network(1, ingress=False)]
 VIP = "10.0.1.2"
@@ -52,14 +55,24 @@ def compare(node: Node) -> list[str]:
     return node.run(node.datapath.compare())
 
 
+def drawn(call: Callable[[], T]) -> set[T]:
+    """What answers, of two. 16 draws are enough to see a third; of the two they miss one once in 30,000 times, which is several times in
+    a hundred runs of these tests: then there are more."""
+    seen, draws = {call() for _ in range(16)}, 16
+    while len(seen) < 2 and draws < 48:
+        seen.add(call())
+        draws += 1
+    return seen
+
+
 def works(it: Lab) -> None:
     """Every way there is: across nodes, by virtual address, by published port, out into the world."""
     for node, other in ((it.nodes[0], it.nodes[1]), (it.nodes[1], it.nodes[0])):
         source = node.sandbox(f"10-0-1-{node.index}0")
         assert ask(source, f"10.0.1.{other.index}0", 80)[1] == f"10.0.1.{node.index}0"
-        assert {ask(source, VIP, 80)[0] for _ in range(16)} == {"10.0.1.10", "10.0.1.20"}
+        assert drawn(lambda source=source: ask(source, VIP, 80)[0]) == {"10.0.1.10", "10.0.1.20"}  # type: ignore[misc]
         assert within(source, lambda: ping(VIP))
-        assert {ask(it.client, node.address, 8080) for _ in range(16)} == {("10.0.0.10", CLIENT), ("10.0.0.20", CLIENT)}
+        assert drawn(lambda node=node: ask(it.client, node.address, 8080)) == {("10.0.0.10", CLIENT), ("10.0.0.20", CLIENT)}  # type: ignore[misc]
         assert ask_udp(it.client, node.address, 8053)[1] == CLIENT
         assert within(source, lambda: ping(CLIENT)), "egress"
 
@@ -289,7 +302,8 @@ def test_under_load_mending_costs_no_connection(pair: Lab) -> None:
     for t in threads:
         t.start()
     try:
-        for _ in range(10):
+        for turn in range(10):
+            until(lambda turn=turn: errors or count[0] > 2 * turn)  # type: ignore[misc]
             stray(node)
             inside(node, "nft", f"add rule ip {table(node)} forward counter")
             inside(node, "ip", "route", "add", "10.0.1.99", "dev", "vx4097", "proto", "83")

@@ -206,7 +206,7 @@ def _cut() -> None:
 
 
 @contextmanager
-def flows(source: Path, count: int = 16) -> Iterator[list[socket.socket]]:
+def flows(source: Path, count: int = 32) -> Iterator[list[socket.socket]]:
     def flow() -> socket.socket:
         s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         s.settimeout(3)
