@@ -54,6 +54,24 @@ def test_a_second_pull_fetches_the_manifest_only_and_says_so(registry: RegistryS
     assert [path for _, path, _ in registry.requests()[before:]] == ["/v2/", "/v2/t/again/manifests/1"]
 
 
+def test_a_name_that_means_another_image_now_is_news_though_that_was_here(registry: RegistryServer, tmp_path: Path) -> None:
+    """As a service leaves it: pulled by its digest. Who watches a tag goes by this line."""
+    old, new = small("old"), small("new")
+    push_image(registry.url, "t/moves", "1", old)
+    node, lines = images(tmp_path), Lines()
+    asyncio.run(node.pull(f"{registry.address}/t/moves:1"))
+    push_image(registry.url, "t/moves", "1", new)
+    by_digest = f"{registry.address}/t/moves@{new.digest}"
+    for reference, said in (
+        (by_digest, "Downloaded newer image for"),
+        (by_digest, "Image is up to date for"),
+        (f"{registry.address}/t/moves:1", "Downloaded newer image for"),
+        (f"{registry.address}/t/moves:1", "Image is up to date for"),
+    ):
+        asyncio.run(node.pull(reference, on_progress=lines))
+        assert lines.last == f"Status: {said} {reference}"
+
+
 def test_images_share_layers_and_a_layer_goes_with_its_last_image(registry: RegistryServer, tmp_path: Path) -> None:
     base, own = layer({"base": text("b")}), layer({"own": text("o")})
     push_image(registry.url, "t/base", "1", image([base]))

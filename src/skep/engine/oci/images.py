@@ -97,7 +97,7 @@ class OciImages:
         report(Progress(status=f"Pulling from {named.path}", id=named.target))  # not before: what is not there is an error with a status
         known = self._catalogue.names.digests.get(f"{named.name}@{top.digest}")
         if known and (not exact or _fits(self._catalogue.config(known), wanted)):
-            return await self._finish(named, top, known, report, fresh=False)
+            return await self._finish(named, top, known, report)
         manifest = await registry.manifest(choose(top, wanted).digest) if top.index else top
         if manifest.config is None:
             raise SkepError(f"invalid manifest: {manifest.digest} is an index inside an index")
@@ -117,7 +117,7 @@ class OciImages:
                             group.create_task(self._layers.fetch(diff_id, blob, registry, report))
                 except ExceptionGroup as errors:
                     raise errors.exceptions[0] from None
-                return await self._finish(named, top, id, report, fresh=fresh, raw=raw, config=config)
+                return await self._finish(named, top, id, report, raw=raw, config=config)
 
     async def _finish(
         self,
@@ -126,24 +126,24 @@ class OciImages:
         id: str,
         report: Report,
         *,
-        fresh: bool,
         raw: bytes = b"",
         config: Config | None = None,
     ) -> Image:
-        """Name it, on disk, then say so."""
+        """Name it, on disk, then say so: newer is what the name did not mean before, though it was here under another."""
         async with self._saving:
             if config is not None and self._catalogue.config(id) is None:
                 await asyncio.to_thread(self._catalogue.save_config, id, raw, config)
             names, digest = self._catalogue.names, f"{named.name}@{top.digest}"
             # that it was asked for again is not worth a write: at worst garbage collection sees it as older
             names.times[id] = self._clock.now()
-            if names.digests.get(digest) != id or (not named.digest and names.tags.get(named.full) != id):
+            newer = (names.digests.get(digest) if named.digest else names.tags.get(named.full)) != id
+            if newer or names.digests.get(digest) != id:
                 async with self._catalogue.naming() as names:
                     names.digests[digest] = id
                     if not named.digest:
                         names.tags[named.full] = id
         report(Progress(status=f"Digest: {top.digest}"))
-        report(Progress(status=f"Status: {'Downloaded newer image for' if fresh else 'Image is up to date for'} {named.familiar}"))
+        report(Progress(status=f"Status: {'Downloaded newer image for' if newer else 'Image is up to date for'} {named.familiar}"))
         return self._catalogue.image(id)
 
     async def resolve(self, reference: str, *, auth: str = "") -> tuple[dict[str, Any], list[dict[str, str]]]:
