@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from engine_fixture import Bench, config, until
 
+from skep.engine.base import Mount
 from skep.engine.oci import kernel
 
 pytestmark = pytest.mark.root
@@ -90,11 +91,16 @@ def test_an_end_while_nobody_watches_keeps_its_code() -> None:
     async def main() -> None:
         engine = bench.engine()
         await engine.start_up()
-        ending, staying = config("sh", "-c", "sleep 0.3; exit 42"), config("sleep", "600")
+        told = bench.folder / "told"
+        told.mkdir()
+        mounts = (Mount(target="/told", source=str(told)),)
+        ending = config("sh", "-c", "until [ -e /told/end ]; do sleep 0.05; done; exit 42", mounts=mounts)
+        staying = config("sleep", "600")
         for made in (ending, staying):
             await engine.create(made)
             await engine.start(made.id)
         await engine.shut_down()
+        (told / "end").touch()
         await until(lambda: (bench.run / "exits" / ending.id).exists())
         engine = bench.engine()
         await engine.start_up()

@@ -391,8 +391,10 @@ def test_a_client_that_waits_for_the_end_is_told(world: World) -> None:
 
 
 def test_attach_shows_what_was_written_before(world: World) -> None:
-    world.docker("run", "-d", "--name", "at", "box:1", "sh", "-c", "echo one; sleep 1; echo two")
+    world.docker("run", "-d", "--name", "at", "box:1", "sh", "-c", "echo one; until [ -e /end ]; do sleep 0.05; done; echo two")
     world.until(lambda: "one" in world.out("logs", "at"), "it has begun")
-    status, data = world.api("POST", "/containers/at/attach?logs=1&stream=1&stdout=1&stderr=1")
+    with world.asking("POST", "/containers/at/attach?logs=1&stream=1&stdout=1&stderr=1") as answer:
+        world.docker("exec", "at", "touch", "/end")
+        status, data = answer.status, answer.read()
     assert status == 200 and data == b"\x01\0\0\0\0\0\0\x04one\n\x01\0\0\0\0\0\0\x04two\n"
     assert world.api("POST", "/containers/at/attach?logs=1&stdout=1") == (200, data)
