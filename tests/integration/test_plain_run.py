@@ -175,8 +175,7 @@ def test_restart_policies(world: World) -> None:
     assert world.out("wait", "fine") == "0" and world.inspect("fine")["RestartCount"] == 0
     world.docker("run", "-d", "--name", "ever", "--restart", "always", "box:1", "sh", "-c", "sleep 0.02; exit 1")
 
-    def waiting() -> Any:
-        """One look: at the next it may be running again."""
+    def waiting() -> Any:  # in one look: at the next it may be running again
         state = world.inspect("ever")["State"]
         return state["Status"] == "restarting" and state
 
@@ -379,22 +378,23 @@ def test_health(world: World) -> None:
     world.until(lambda: world.inspect("he")["State"]["Health"]["Status"] == "unhealthy", "it is checked after a restart of the daemon too")
 
 
-def test_a_client_that_waits_for_the_end_is_told(world: World) -> None:
+def test_a_client_that_waits_for_the_end_is_told(world: World, tmp_path: Path) -> None:
     world.docker("run", "-d", "--name", "wt", "box:1", "sh", "-c", "sleep 0.5; exit 8")
     assert world.out("wait", "wt") == "8" and world.out("wait", "wt") == "8"
     assert world.api("POST", "/containers/wt/wait?condition=bogus")[0] == 400
-    world.docker("run", "-d", "--name", "wr", "--rm", "box:1", "sh", "-c", "until [ -e /end ]; do sleep 0.05; done; exit 9")
+    until_told = "until [ -e /told/end ]; do sleep 0.05; done; exit 9"
+    world.docker("run", "-d", "--name", "wr", "--rm", "-v", f"{tmp_path}:/told", "box:1", "sh", "-c", until_told)
     with world.asking("POST", "/containers/wr/wait?condition=removed") as answer:
-        # its head says that we are waited for
-        world.docker("exec", "wr", "touch", "/end")
+        (tmp_path / "end").touch()
         assert (answer.status, json.loads(answer.read())) == (200, {"StatusCode": 9})
 
 
-def test_attach_shows_what_was_written_before(world: World) -> None:
-    world.docker("run", "-d", "--name", "at", "box:1", "sh", "-c", "echo one; until [ -e /end ]; do sleep 0.05; done; echo two")
+def test_attach_shows_what_was_written_before(world: World, tmp_path: Path) -> None:
+    until_told = "echo one; until [ -e /told/end ]; do sleep 0.05; done; echo two"
+    world.docker("run", "-d", "--name", "at", "-v", f"{tmp_path}:/told", "box:1", "sh", "-c", until_told)
     world.until(lambda: "one" in world.out("logs", "at"), "it has begun")
     with world.asking("POST", "/containers/at/attach?logs=1&stream=1&stdout=1&stderr=1") as answer:
-        world.docker("exec", "at", "touch", "/end")
+        (tmp_path / "end").touch()
         status, data = answer.status, answer.read()
     assert status == 200 and data == b"\x01\0\0\0\0\0\0\x04one\n\x01\0\0\0\0\0\0\x04two\n"
     assert world.api("POST", "/containers/at/attach?logs=1&stdout=1") == (200, data)
