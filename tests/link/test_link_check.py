@@ -120,6 +120,15 @@ def test_what_is_wrong_only_while_the_cluster_changes_is_not_said() -> None:
     assert problems(nodes.run()) == []
 
 
+def test_what_a_node_hears_of_a_moment_later_is_not_said() -> None:
+    """The cluster changed just before, and does not while it is asked."""
+    nodes = Nodes({"a": NodeState.READY, "b": NodeState.READY})
+    before = {k: fingerprint(i) for k, i in items(nodes.store, "a").items() if not isinstance(i, TaskItem)}
+    nodes.first["a"] = [NodeReport(version=nodes.store.version, items=before, kernel=("what goes with it is not there yet",))]
+    nodes.add("c", 3, NodeState.READY)
+    assert problems(nodes.run()) == []
+
+
 def test_what_stays_wrong_is_said() -> None:
     nodes = Nodes({"a": NodeState.READY})
     nodes.first["a"] = [NodeReport(version=1, kernel=("a route is missing",)) for _ in range(3)]

@@ -1,7 +1,7 @@
 """`skep network check`: every ready node is asked, over the link, whether its network is well; what they find is judged together.
 
-Bounded: a node has ten seconds. What is wrong while the cluster changes is asked about once more: only what is wrong twice is said, for a
-task that has just gone is no fault. See docs/network.md.
+Bounded: a node has ten seconds. What is wrong while the cluster changes, or while a node has not heard of what has just changed, is asked
+about once more: only what is wrong twice is said, for a task that has just gone is no fault. See docs/network.md.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Checks:
             if all(p.mended for p in problems) or (round and version == self._store.version):
                 break
             if round < ROUNDS - 1:
-                if version == self._store.version and not repair:
+                behind = any(p.kind == "told" for p in problems)
+                if version == self._store.version and not behind and not repair:
                     break
                 await asyncio.sleep(self._pause)
         for event in self._events(networks, reports, silent, [p for p in problems if not p.mended] + kept):
