@@ -232,11 +232,11 @@ def test_a_place_is_given_back_that_ended_while_no_manager_was_there(tmp_path: P
 
 def test_a_running_container_keeps_its_place_without_a_manager_and_a_new_one_says_why_not(tmp_path: Path) -> None:
     async def body(manager: Manager, host: Host, group: asyncio.TaskGroup) -> None:
-        host.attachments.patience = 0.5
         async with deciding(manager):
             host.start(group)
             address = await host.runs()
         await until(lambda: not host.agent.session.welcomed)
+        host.attachments.patience = 0.5
         assert await host.runs() == address
         with pytest.raises(Unavailable, match="no manager gave a place on network net-name"):
             await host.attachments.attach("net-name", B)
