@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,6 +118,26 @@ def test_an_exec_between_two_lives(world: World) -> None:
     done = world.docker("exec", "xr", "true", check=False)
     assert done.returncode == 1 and "is restarting, wait until the container is running" in done.stderr
     world.docker("rm", "-f", "xr")
+
+
+@pytest.mark.parametrize(("how", "told"), [("stop", ["stop", "destroy"]), ("kill", ["destroy"])])
+def test_an_end_by_hand_between_two_lives(world: World, how: str, told: list[str]) -> None:
+    """Nothing runs, so nothing dies: who watches learns it from `stop`, as with Docker."""
+    world.docker("run", "-d", "--name", "xs", "--restart", "always", "box:1", "sh", "-c", "exit 1")
+
+    def rests() -> bool:
+        shown = world.inspect("xs")
+        return bool(shown["State"]["Status"] == "restarting" and shown["RestartCount"] > 4)
+
+    world.until(rests, "it rests")
+    since = f"{time.time():.6f}"
+    assert world.api("POST", f"/containers/xs/{how}")[0] == 204
+    state = world.inspect("xs")["State"]
+    assert (state["Status"], state["Running"], state["Restarting"], state["ExitCode"]) == ("exited", False, False, 1)
+    assert world.out("wait", "xs") == "1"
+    world.docker("rm", "xs")
+    actions = world.out("events", "--since", since, "--until", f"{time.time():.6f}", "--filter", "container=xs", "--format", "{{.Action}}")
+    assert actions.split() == told
 
 
 def test_processes_of_a_paused_container(world: World) -> None:

@@ -85,8 +85,7 @@ class Plain(Ends):
                 "You have to remove (or rename) that container to be able to reuse that name."
             )
         id = new_hex(self._rng)
-        cgroupns = "private" if self._engine.describe().get("cgroup_version") == "2" else "host"
-        host = normal(host, runtime, cgroupns)
+        host = normal(host, runtime, "private" if self._engine.describe().get("cgroup_version") == "2" else "host")
         hostname = self.facts.hostname if not asked.hostname and host.network_mode == "host" else ""
         host, hostname = self._shared(host, hostname)
         config = merged(asked, image, id, hostname)
@@ -161,16 +160,16 @@ class Plain(Ends):
 
     async def stop(self, reference: str, *, signal: str = "", seconds: int | None = None) -> bool:
         """False: it does not run. `seconds`: of patience; negative: no end; None: the container's own."""
-        container = self.find(reference)
-        id = container.config.id
+        id = self.find(reference).config.id
         async with self._locked(id) as (container, record):
             waiting = self.is_restarting(id)
             self._cancel_restart(id)
             if not record.stopped and (container.running or waiting):
                 await self._note(id, msgspec.structs.replace(record, stopped=True, due=0))
             if not container.running:
-                if waiting:
+                if waiting:  # no process, hence no `die`: who watches for its end has this alone
                     self._settle(id, container.exit)
+                    self.tell("container", "stop", container, {})
                 return waiting
         await self._stop(container, record, signal, seconds)
         return True
@@ -190,8 +189,7 @@ class Plain(Ends):
 
     async def restart(self, reference: str, *, signal: str = "", seconds: int | None = None) -> None:
         container = self.find(reference)
-        id = container.config.id
-        record = self._record(container)
+        id, record = container.config.id, self._record(container)
         self._restarted.add(id)
         try:
             if container.running:
@@ -208,15 +206,17 @@ class Plain(Ends):
     async def kill(self, reference: str, signal: str = "SIGKILL") -> None:
         """SIGKILL and the container's stop signal count as stopping it by hand. After SIGKILL it has ended, as Docker has it."""
         container = self.find(reference)
-        id, record = container.config.id, self._record(container)
-        if self.is_restarting(id) and not container.running:
-            raise Conflict(f"cannot kill container: {reference}: Container {id} is restarting, wait until the container is running")
-        if not container.running:
+        id, number = container.config.id, signal_number(signal)
+        if not container.running and not self.is_restarting(id):
             raise Conflict(f"cannot kill container: {reference}: container {id} is not running")
-        number = signal_number(signal)
-        if number in (9, signal_number(container.config.stop_signal or "SIGTERM")) and not record.stopped:
+        if number in (9, signal_number(container.config.stop_signal or "SIGTERM")):
             async with self._locked(id) as (container, record):
-                await self._note(id, msgspec.structs.replace(record, stopped=True))
+                if self._cancel_restart(id):
+                    self._settle(id, container.exit)
+                if not record.stopped:
+                    await self._note(id, msgspec.structs.replace(record, stopped=True, due=0))
+        if not container.running:  # between two lives
+            return
         await self._engine.kill(id, signal)
         self.tell("container", "kill", container, {"signal": str(number)})
         if number == 9:
