@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from api_world import World
 from networks_world import overlay, play, running, service
 
+from skep.engine.base import ContainerConfig
 from skep.model.enums import TaskState
 from skep.model.network import Network
-from skep.model.spec import AttachmentSpec, TaskSpec
+from skep.model.spec import AttachmentSpec, PortConfig, TaskSpec
 from skep.model.task import Attachment, Task, TaskStatus
+from skep.node.container import TASK_ID
 from skep.plan.ops import Create
 from skep.testing.api_client import Client
 
@@ -157,6 +160,51 @@ def test_services_and_networks_of_a_node() -> None:
         assert task["NetworksAttachments"][0]["Network"]["ID"] == "host"
         spec = (await client.ask("GET", "/services/d")).body["Spec"]
         assert spec["TaskTemplate"]["Networks"] == [{"Target": "bridge"}]
+
+    play(scene)
+
+
+def test_a_container_on_the_host_s_network_has_no_port_of_its_own() -> None:
+    """As `docker ps` shows it; Prometheus takes a port that is listed without an address for one to scrape."""
+
+    async def scene(client: Client, world: World) -> None:
+        networks = {n["Name"]: n["Id"] for n in (await client.ask("GET", "/networks")).body}
+        for mode in ("bridge", "host", "none", "container:bridge"):
+            body = {"Image": "local:1", "HostConfig": {"NetworkMode": mode}}
+            assert (await client.ask("POST", f"/containers/create?name={mode[:9]}", body)).status == 201
+            assert (await client.ask("POST", f"/containers/{mode[:9]}/start")).status == 204
+        for name, kept in (("task", "host"), ("other", networks["bridge"])):
+            config = ContainerConfig(
+                id=name[0] * 64,
+                name=name,
+                image="local:1",
+                args=("serve",),
+                labels={TASK_ID: name},
+                host_network=kept == "host",
+                extra={
+                    "networks": [{"id": kept, "addresses": [], "aliases": []}],
+                    "ports": msgspec.to_builtins(
+                        [PortConfig(protocol="tcp", target_port=80, published_port=8080)] if kept != "host" else []
+                    ),
+                },
+            )
+            await world.engine.create(config)
+            await world.engine.start(config.id)
+        listed = {c["Names"][0]: c for c in (await client.ask("GET", "/containers/json")).body}
+        exposed = [{"PrivatePort": 80, "Type": "tcp"}]
+        assert {name: c["Ports"] for name, c in listed.items()} == {
+            "/bridge": exposed,
+            "/host": [],
+            "/none": [],
+            "/container": [],
+            "/task": [],
+            "/other": [{"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"}],
+        }
+        for name in ("host", "task"):
+            shown = (await client.ask("GET", f"/containers/{name}/json")).body["NetworkSettings"]
+            assert (shown["Ports"], shown["Networks"]["host"]["NetworkID"]) == ({}, networks["host"])
+        found = (await client.ask("GET", '/containers/json?filters={"network":["host"]}')).body
+        assert sorted(c["Names"][0] for c in found) == ["/host", "/task"]
 
     play(scene)
 

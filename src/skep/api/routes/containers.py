@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from skep.api.filters import Filters
@@ -35,6 +36,16 @@ def find(call: Call, reference: str = "") -> Container:
     return container
 
 
+def _described(call: Call, container: Container) -> Described:
+    """A task's place on `host` has that name for an id, on every node; who asks for the network finds this node's own."""
+    described = call.state.containers.describe(container)
+    host = call.context.networks.get("host")
+    if host is None or described.plain is not None:
+        return described
+    places = tuple(msgspec.structs.replace(p, network_id=host.id) if p.network_id == "host" else p for p in described.networks)
+    return msgspec.structs.replace(described, networks=places)
+
+
 def _names(call: Call, described: Described) -> Mapping[str, str]:
     """Names of the container's networks: a manager knows them all, a worker those it takes part in."""
     if not described.networks:
@@ -51,7 +62,7 @@ def _image(call: Call, container: Container) -> Image | None:
 
 
 def summary(call: Call, container: Container) -> dict[str, Any]:
-    return _summary(call, call.state.containers.describe(container))
+    return _summary(call, _described(call, container))
 
 
 def _summary(call: Call, described: Described) -> dict[str, Any]:
@@ -87,7 +98,7 @@ async def ls(call: Call) -> web.StreamResponse:
     for container in sorted(call.context.engine.all(), key=lambda c: -c.created_at):
         if 0 < limit <= len(shown):
             break
-        described = call.state.containers.describe(container)
+        described = _described(call, container)
         if not (everything or container.running or described.restarting):
             continue
         if _passes(wanted, described, neighbours, ancestors) and _shown_passes(wanted, form := _summary(call, described)):
@@ -152,7 +163,7 @@ def _port_passes(wanted: Filters, key: str, held: set[tuple[int, str]]) -> bool:
 @ROUTES.add("GET", "/containers/{id}/json")
 async def inspect(call: Call) -> web.StreamResponse:
     container = find(call)
-    described = call.state.containers.describe(container)
+    described = _described(call, container)
     driver = str(call.context.engine.describe().get("storage_driver", "overlay2"))
     execs = call.state.execs.of(container.config.id)
     shown = wire.inspect_form(described, _image(call, container), _names(call, described), driver, execs)

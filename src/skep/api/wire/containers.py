@@ -111,8 +111,8 @@ def _asked(described: Described, image: Image | None) -> Asked:
 
 
 def ports(described: Described, image: Image | None) -> list[dict[str, Any]]:
-    """Ports of the image, and those published on this node."""
-    if not described.container.running:
+    """Ports of the image, and those published on this node; none on the host's network, where a container has no port of its own."""
+    if not described.container.running or described.container.config.host_network:
         return []
     shown: list[dict[str, Any]] = []
     published = {(p.target_port, p.protocol): p.published_port for p in described.ports}

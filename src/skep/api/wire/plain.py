@@ -199,9 +199,14 @@ def _place(one: Joined) -> dict[str, Any]:
     }
 
 
+def _has_ports(record: Record) -> bool:
+    """Not on the host's network, on none, or on another container's."""
+    return any(one.network not in ("host", "none") for one in record.joined)
+
+
 def ports_list(record: Record, container: Container) -> list[dict[str, Any]]:
     """`Ports` of the list: published ones and those that are only exposed."""
-    if not container.running:
+    if not container.running or not _has_ports(record):
         return []
     shown: list[dict[str, Any]] = [
         {"IP": port.address or "0.0.0.0", "PrivatePort": port.target, "PublicPort": port.published, "Type": port.protocol}
@@ -216,7 +221,7 @@ def ports_list(record: Record, container: Container) -> list[dict[str, Any]]:
 
 def ports_map(record: Record, container: Container) -> dict[str, Any]:
     """`NetworkSettings.Ports`."""
-    if not container.running or record.host.network_mode == "host":
+    if not container.running or not _has_ports(record):
         return {}
     shown: dict[str, Any] = dict.fromkeys(record.config.exposed_ports)
     for port in record.ports:
