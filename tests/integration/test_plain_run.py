@@ -327,7 +327,7 @@ def test_files_in_and_out(world: World, tmp_path: Path) -> None:
 
 def test_top_and_stats(world: World) -> None:
     world.docker("run", "-d", "--name", "st", "-m", "64m", "box:1", "sh", "-c", "while :; do :; done")
-    assert "while" in world.out("top", "st")
+    world.until(lambda: "while" in world.out("top", "st"), "the runtime has become the program: a moment after the start")
     shown = json.loads(world.out("stats", "--no-stream", "--format", "{{json .}}", "st"))
     assert shown["Name"] == "st" and float(shown["CPUPerc"].rstrip("%")) > 1 and "64MiB" in shown["MemUsage"] and shown["PIDs"] != "0"
     world.docker("kill", "st")

@@ -142,6 +142,7 @@ def test_an_end_by_hand_between_two_lives(world: World, how: str, told: list[str
 
 def test_processes_of_a_paused_container(world: World) -> None:
     world.docker("run", "-d", "--name", "tp", "box:1", "sleep", "100")
+    world.until(lambda: "sleep 100" in world.out("top", "tp"), "the runtime has become the program: a moment after the start")
     world.docker("pause", "tp")
     assert "sleep 100" in world.out("top", "tp")
     world.docker("rm", "-f", "tp")
