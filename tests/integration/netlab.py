@@ -27,6 +27,8 @@ from skep.datapath.path import KernelDatapath
 from skep.model.assignment import EndpointItem, PeerItem
 
 T = TypeVar("T")
+PATIENCE = 10.0
+"""Seconds for an answer that is to come. A SYN that a machine with much to do has dropped comes again after 1, 3 and 7 seconds."""
 
 
 class SystemClock:
@@ -271,7 +273,7 @@ def bound(port: int, kind: str) -> socket.socket:
     return s
 
 
-def connect(namespace: Path, address: str, port: int, *, source: tuple[str, int] | None = None, timeout: float = 3) -> socket.socket:
+def connect(namespace: Path, address: str, port: int, *, source: tuple[str, int] | None = None, timeout: float = PATIENCE) -> socket.socket:
     def call() -> socket.socket:
         s = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         s.settimeout(timeout)
@@ -299,14 +301,14 @@ def line(s: socket.socket) -> str:
     return out.decode().strip()
 
 
-def ask(namespace: Path, address: str, port: int, *, source: tuple[str, int] | None = None, timeout: float = 3) -> tuple[str, str]:
+def ask(namespace: Path, address: str, port: int, *, source: tuple[str, int] | None = None, timeout: float = PATIENCE) -> tuple[str, str]:
     """(server's name, the client's address as it saw it), over TCP."""
     with connect(namespace, address, port, source=source, timeout=timeout) as s:
         name, _, seen = line(s).partition(" ")
         return name, seen.partition(":")[0]
 
 
-def ask_udp(namespace: Path, address: str, port: int, *, timeout: float = 3, size: int = 1) -> tuple[str, str]:
+def ask_udp(namespace: Path, address: str, port: int, *, timeout: float = PATIENCE, size: int = 1) -> tuple[str, str]:
     def call() -> tuple[str, str]:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
             s.settimeout(timeout)

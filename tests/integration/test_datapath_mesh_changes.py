@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 from mesh_world import CLIENT, WEB, backend, meshed
-from netlab import Lab, apply_all, ask, ask_udp, attach, connect, line, within
+from netlab import PATIENCE, Lab, apply_all, ask, ask_udp, attach, connect, line, within
 from netlab_objects import endpoint, network, service
 
 pytestmark = pytest.mark.root
@@ -36,7 +36,7 @@ def test_a_backend_leaves_under_load_without_one_error(mesh: Lab) -> None:
             while not stop.is_set():
                 asked = part
                 try:
-                    with socket.create_connection((address, 8080), timeout=3) as s:
+                    with socket.create_connection((address, 8080), timeout=PATIENCE) as s:
                         answer = line(s).split()[0]
                 except OSError as e:
                     errors.append(e)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from netlab import Lab, Node, Server, apply_all, ask, ask_udp, attach, bound, connect, lab, line, ping, within
+from netlab import PATIENCE, Lab, Node, Server, apply_all, ask, ask_udp, attach, bound, connect, lab, line, ping, within
 from netlab_objects import endpoint, network
 
 from skep.datapath import netlink
@@ -88,7 +88,7 @@ def test_connections_are_spread_evenly(pair: Lab) -> None:
 
     def call() -> None:
         for _ in range(1200):
-            with socket.create_connection((VIP, 80), timeout=3) as s:
+            with socket.create_connection((VIP, 80), timeout=PATIENCE) as s:
                 s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 names[line(s).split()[0]] += 1
 
@@ -251,7 +251,7 @@ def test_many_changes_under_load_without_one_error(pair: Lab) -> None:
     def load() -> None:
         while not stop.is_set():
             try:
-                with socket.create_connection((VIP, 80), timeout=3) as s:
+                with socket.create_connection((VIP, 80), timeout=PATIENCE) as s:
                     answers[line(s).split()[0]] += 1
             except OSError as e:
                 errors.append(e)
@@ -307,7 +307,7 @@ def test_a_thousand_tasks_behind_one_address(pair: Lab) -> None:
 
     def call() -> None:
         for _ in range(2000):
-            with socket.create_connection(("10.3.0.2", 80), timeout=3) as s:
+            with socket.create_connection(("10.3.0.2", 80), timeout=PATIENCE) as s:
                 s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 line(s)
 
