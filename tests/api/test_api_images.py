@@ -85,6 +85,22 @@ def test_history_and_details() -> None:
     play(scene)
 
 
+def test_details_for_old_clients() -> None:
+    """docker-compose 1.29 asks by an old version, and looks for the volumes of an image in what newer ones do not have."""
+
+    async def scene(client: Client, context: FakeContext) -> None:
+        old = {"Container", "ContainerConfig", "VirtualSize"}
+        for version, had in (("1.43", old), ("1.44", old - {"VirtualSize"}), ("1.45", set()), ("1.50", set())):
+            shown = (await client.ask("GET", f"/v{version}/images/local:1/json")).body
+            assert shown.keys() & old == had, version
+            assert (
+                shown.get("ContainerConfig", shown["Config"]) == shown["Config"]
+                and shown.get("VirtualSize", shown["Size"]) == shown["Size"]
+            )
+
+    play(scene)
+
+
 def test_filters_of_the_list() -> None:
     async def scene(client: Client, context: FakeContext) -> None:
         async def ids(**wanted: Any) -> list[str]:

@@ -73,7 +73,7 @@ async def search(call: Call) -> web.StreamResponse:
 @ROUTES.add("GET", "/images/{name*}/json", refuses={"manifests": NO_MANIFESTS})
 async def inspect(call: Call) -> web.StreamResponse:
     driver = str(call.context.host.info().get("Driver", ""))
-    return answer(wire.image_details(find(call, call.path["name"]), driver))
+    return answer(wire.image_details(find(call, call.path["name"]), driver, call.version))
 
 
 @ROUTES.add("GET", "/images/{name*}/history", refuses={"platform": ONE_PLATFORM})

@@ -109,7 +109,13 @@ def _directories(image: Image) -> dict[str, str] | None:
     return {"UpperDir": top, **({"LowerDir": ":".join(rest)} if rest else {})}
 
 
-def image_details(image: Image, driver: str) -> dict[str, Any]:
+def _of_old(image: Image, version: tuple[int, int]) -> dict[str, Any]:
+    """What versions of the API had whose clients do without a check for it: docker-compose 1.29 makes no container anew without."""
+    shown: dict[str, Any] = {"Container": "", "ContainerConfig": image_config(image)} if version < (1, 45) else {}
+    return shown | ({"VirtualSize": image.size} if version < (1, 44) else {})
+
+
+def image_details(image: Image, driver: str, version: tuple[int, int]) -> dict[str, Any]:
     """GET /images/{name}/json."""
     return {
         "Id": image.id,
@@ -128,6 +134,7 @@ def image_details(image: Image, driver: str) -> dict[str, Any]:
         "GraphDriver": {"Data": _directories(image), "Name": driver},
         "RootFS": {"Type": "layers", "Layers": list(image.layers)},
         "Metadata": {"LastTagTime": stamp(image.tagged_at)},
+        **_of_old(image, version),
     }
 
 
