@@ -126,7 +126,7 @@ def accepted(client: Client, node: str) -> bool:
     """A task that runs is known to the other nodes a moment later."""
     try:
         return asked_tcp(client, node) == client.address
-    except ConnectionRefusedError:
+    except OSError:
         return False
 
 
