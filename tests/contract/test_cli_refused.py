@@ -15,7 +15,7 @@ from skep.cli.shell import Shell
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("stack deploy -c x.yml web", "docker stack"),
+        ("stack deploy -c x.yml web", "docker stack, with the address of skepd in DOCKER_HOST"),
         ("compose up", "docker stack"),
         ("secret ls", "does not keep secrets"),
         ("config create a b", "does not keep configs"),

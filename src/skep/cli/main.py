@@ -184,7 +184,7 @@ SINGLE: dict[str, tuple[str, str]] = {
 
 BUILDING = "skep builds no images: build with docker, podman or buildah elsewhere and push to a registry, or load an archive (skep load)"
 
-STACKS = "skep reads no Compose files yet: use docker stack, which works against skepd (DOCKER_HOST=unix:///run/skep/docker.sock)"
+STACKS = "skep reads no Compose files yet: use docker stack, with the address of skepd in DOCKER_HOST"
 
 REFUSED = {
     "build": BUILDING,
