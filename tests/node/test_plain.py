@@ -69,7 +69,8 @@ def test_a_policy_waits_longer_each_time(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
-def test_a_stop_while_it_waits_for_its_restart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kill", [False, True])
+def test_a_stop_while_it_waits_for_its_restart(tmp_path: Path, kill: bool) -> None:
     async def story(w: World) -> None:
         id = await w.run(HostConfig={"RestartPolicy": {"Name": "unless-stopped"}})
         w.engine.end(id, 1)
@@ -78,7 +79,12 @@ def test_a_stop_while_it_waits_for_its_restart(tmp_path: Path) -> None:
         waiting = asyncio.ensure_future(w.plain.settled(id))
         await asyncio.sleep(0)
         assert not waiting.done()
-        assert await w.plain.stop(id) is True
+        if kill:
+            await w.plain.kill(id, "SIGHUP")  # there is nobody to hear it
+            assert w.plain.is_restarting(id)
+            await w.plain.kill(id)
+        else:
+            assert await w.plain.stop(id) is True
         assert (await waiting).code == 1 and not w.plain.is_restarting(id) and w.record(id).stopped
         await w.clock.sleep(MINUTE)
         assert w.engine.starts == [id]
