@@ -19,7 +19,7 @@ from skep.model.assignment import DiscoveryItem, EndpointItem, NetworkItem, Task
 from skep.model.enums import TaskState as S
 from skep.model.node import NodeDescription
 from skep.model.spec import NodeSpec
-from skep.plan.workload import Call, Ended
+from skep.plan.workload import RETURN_LIMIT, Call, Ended
 
 # the node
 
@@ -37,10 +37,14 @@ class Host:
         self.applied()
         self.finish(Call.PREPARE)
         self.finish(Call.START)
+        self.now += RETURN_LIMIT
 
     def begin(self) -> None:
         self.worker = Worker(self.state, self.now, ("t",))
         self.session = AgentSession(self.worker, NodeDescription, random.Random(1), self.now)
+        self.greet()
+
+    def greet(self) -> None:
         self.session.connecting()
         self.session.connected(self.now)
         self.session.received(Welcome(session_id="s", node_id="n1", heartbeat_period=60 * SECOND, spec=NodeSpec()), self.now)
@@ -142,7 +146,21 @@ def test_a_restarted_daemon_waits_anew_and_no_longer() -> None:
     host.now += SECOND
     host.begin()
     assert host.take() == []
-    assert host.pass_time(3 * SECOND) == [Call.SHUTDOWN]
+    assert host.pass_time(11 * SECOND) == [Call.SHUTDOWN]
+
+
+def test_when_the_manager_was_away_those_that_come_back_later_are_waited_for() -> None:
+    for answered in (True, False):
+        host = Host()
+        host.session.lost(host.now, "the manager is gone")
+        host.now += SECOND
+        host.greet()
+        host.now += 4 * SECOND
+        host.assign(S.SHUTDOWN, complete=True)
+        host.now += 3 * SECOND
+        host.worker.tick(host.now)
+        assert host.take() == []
+        assert (host.left() if answered else host.pass_time(3 * SECOND)) == [Cancel("t")]
 
 
 def test_what_is_taken_away_waits_for_nothing() -> None:

@@ -217,7 +217,7 @@ def test_a_restarted_agent_goes_on_without_a_manager(tmp_path: Path) -> None:
     path = tmp_path / "agent.state"
     state = FileState(path)
     node = Node(state)
-    node.worker.greet("n1", 4790)
+    node.worker.greet("n1", 4790, node.now)
     ov = NetworkItem(network=network("ov", "10.0.1.0/24"))
     node.assign(complete(ov, item("t1", auth="hidden"), item("t2"), item("t3", S.READY), version=9))
     node.ends("t1", Call.PREPARE)

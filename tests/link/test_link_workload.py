@@ -104,18 +104,22 @@ def test_an_end_that_nobody_saw_is_a_failure() -> None:
 
 
 @pytest.mark.parametrize(
-    ("left_at", "drain", "stop_at"),
+    ("left_at", "drain", "since", "stop_at"),
     [
-        (0, 0, 12),
-        (11, 0, 11),
-        (9, 0, 10),  # it was known before it was told
-        (15, 0, 12),  # too late: two seconds are enough
-        (11, 5, 16),
-        (0, 5, 17),
+        (0, 0, 0, 12),
+        (11, 0, 0, 11),
+        (9, 0, 0, 10),  # it was known before it was told
+        (15, 0, 0, 12),  # too late: two seconds are enough
+        (11, 5, 0, 16),
+        (0, 5, 0, 17),
+        (0, 0, 2, 12),
+        (0, 0, 10, 20),  # the session is new: others may not be back yet
+        (15, 0, 10, 15),
+        (0, 5, 10, 25),
     ],
 )
-def test_it_stops_when_it_has_left_or_after_two_seconds_and_then_drains(left_at: int, drain: int, stop_at: int) -> None:
-    assert stop_time(10 * SECOND, left_at * SECOND, drain * SECOND) == stop_at * SECOND
+def test_it_stops_when_it_has_left_or_after_two_seconds_and_then_drains(left_at: int, drain: int, since: int, stop_at: int) -> None:
+    assert stop_time(10 * SECOND, left_at * SECOND, drain * SECOND, since * SECOND) == stop_at * SECOND
 
 
 @given(

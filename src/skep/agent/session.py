@@ -222,7 +222,7 @@ class Session:
         self._backoff = 0
         self._period, self._answer_by = message.heartbeat_period, None
         self._beat_at = now + self._period
-        self._worker.greet(message.node_id, message.data_path_port)
+        self._worker.greet(message.node_id, message.data_path_port, now)
 
     def _assigned(self, message: Assignments, now: int) -> list[FromAgent]:
         if not message.complete and message.applies_to != self._sequence:

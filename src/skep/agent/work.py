@@ -55,14 +55,14 @@ class Work:
         self.stop_at = 0
         """It leaves, and may be stopped then; 0: it does not, or did."""
 
-    def leaving(self, now: int) -> bool:
+    def leaving(self, now: int, since: int) -> bool:
         """It is to stop, and may not be stopped yet: see `skep.plan.workload.stop_time`. Keeps the times that this depends on."""
         self.stop_at = 0
         task = self.item.task
         if self.withdrawn or task.desired_state <= TaskState.COMPLETE or not serves(task, self.status):
             return False
         self.told_at = self.told_at or now
-        stop_at = stop_time(self.told_at, self.left_at, service_labels(self.item.service_labels).drain)
+        stop_at = stop_time(self.told_at, self.left_at, service_labels(self.item.service_labels).drain, since)
         if now >= stop_at:
             return False
         self.stop_at = stop_at

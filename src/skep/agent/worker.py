@@ -69,6 +69,8 @@ class Worker:
         self._network_changed = False
         self._network_version = 0
         self._network_retry = 0
+        self._greeted_at = 0
+        """When the session began; 0: there was none yet."""
         self.network_error = ""
         self.version = 0
         """Of the last assignments taken."""
@@ -77,8 +79,9 @@ class Worker:
 
     # in
 
-    def greet(self, node_id: str, data_path_port: int) -> None:
+    def greet(self, node_id: str, data_path_port: int, now: int) -> None:
         """What the manager said of the node when the session began."""
+        self._greeted_at = now
         if (node_id, data_path_port) != (self.node_id, self.data_path_port):
             self.node_id, self.data_path_port = node_id, data_path_port
             self._state.node_id, self._state.data_path_port = node_id, data_path_port
@@ -191,6 +194,7 @@ class Worker:
     def shift(self, by: int) -> None:
         """The clock was set: what is to be tried again moves with it."""
         self._network_retry += by
+        self._greeted_at += by
         for work in self._works.values():
             work.shift(by)
 
@@ -307,7 +311,7 @@ class Worker:
                     failure=work.failure,
                     exit_code=work.observed.container.exit_code if work.observed and work.observed.container else 0,
                     network_ready=self._network_ready(work),
-                    leaving=work.leaving(now),
+                    leaving=work.leaving(now, self._greeted_at),
                 )
             )
             if step.cancel and not work.cancelled:

@@ -3,7 +3,7 @@
 A task that served is stopped when every ready node that reads one of its networks has said that its network stands without it. Nodes are
 asked only then (`Assignments.acknowledge`), so a change that stops nothing is answered by nobody. Tasks that leave the same networks with
 the same change share one wave. Nothing here is stored: a new manager begins a wave for every task that leaves, and a node waits for two
-seconds at most. See docs/link.md.
+seconds at most, ten in a new session. See docs/link.md.
 """
 
 from __future__ import annotations

@@ -72,6 +72,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 IDLE = Step()
 LEAVE_LIMIT = 2 * SECOND
+RETURN_LIMIT = 10 * SECOND
+"""When the manager was away, the other nodes come back within this: an agent tries again after 8 s at the latest."""
 UNHEALTHY = "unhealthy container"
 """What `Tasks.wait` and `Tasks.start` raise when a health check fails for good."""
 _ADVANCE = {
@@ -139,10 +141,11 @@ def serves(task: Task, status: TaskStatus) -> bool:
     return status.state is TaskState.RUNNING and any(place.addresses for place in task.attachments)
 
 
-def stop_time(told_at: int, left_at: int, drain: int) -> int:
+def stop_time(told_at: int, left_at: int, drain: int, since: int) -> int:
     """When a task that serves may be stopped: when all nodes know that it leaves (`left_at`, 0 = not known), which is waited for no longer
-    than `LEAVE_LIMIT` from when it was told to stop; and then `drain` later."""
-    limit = told_at + LEAVE_LIMIT
+    than `LEAVE_LIMIT` from when it was told to stop, or `RETURN_LIMIT` from when this node's session began (`since`): others may not be
+    back yet from where it was; and then `drain` later."""
+    limit = max(told_at + LEAVE_LIMIT, since + RETURN_LIMIT)
     return (min(max(left_at, told_at), limit) if left_at else limit) + drain
 
 

@@ -16,6 +16,7 @@ from skep.clock import MILLISECOND, SECOND
 from skep.datapath.base import Snapshot
 from skep.link.messages import Assignments, FromAgent, FromManager, Welcome
 from skep.model.assignment import Item
+from skep.model.enums import NodeState
 from skep.model.node import EngineDescription, Node, NodeDescription, Resources
 from skep.model.spec import Platform
 from skep.model.task import TaskStatus
@@ -106,6 +107,12 @@ class SimNode:
             return False
         node = manager.store.get(Node, self.id) if manager is not None else None
         return node is not None and node.ready
+
+    def expected(self, since: int) -> bool:
+        """The manager is new, and has not heard of it: not then, and not yet."""
+        manager = self._world.manager
+        node = manager.store.get(Node, self.id) if manager is not None else None
+        return node is not None and node.status.state is NodeState.UNKNOWN and node.status.since <= since
 
     def sends_to(self, task_id: str, network_id: str) -> bool:
         """Its kernel has the task among those that serve, and somebody is here who could ask: from outside, or a container."""

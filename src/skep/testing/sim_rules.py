@@ -37,6 +37,8 @@ WAITED = 60 * SECOND
 
 LEFT_WITHIN = 2 * SECOND
 """How long a task that is to stop waits for those that do not answer."""
+BACK_WITHIN = 10 * SECOND
+"""How long it waits, from when its own node is back, for those that are not back yet."""
 CALM = 60 * SECOND
 """After the end of all trouble nobody keeps anybody waiting."""
 
@@ -262,10 +264,9 @@ class Rules:
             raise Violation(f"{world.task(task.id)} is stopped {(now - told) / SECOND:.3f} s after it was told, and has {drain / SECOND} s")
         if world.healed_at and told > world.healed_at + CALM and now > told + drain + SECOND:
             raise Violation(f"{world.task(task.id)} is stopped in vain {(now - told) / SECOND:.1f} s after it was told")
-        if now >= told + drain + LEFT_WITHIN:
-            return
+        answering, awaited = now < told + drain + LEFT_WITHIN, now < node.welcomed_at + drain + BACK_WITHIN
         for other in world.nodes.values():
-            if not other.there(told):
+            if not (answering and other.there(told)) and not (awaited and other.expected(node.welcomed_at)):
                 continue
             for place in sorted(places):
                 if other.sends_to(task.id, place):
