@@ -18,6 +18,8 @@ import pytest
 from conftest import World
 from test_service import addresses
 
+from skep.local import cluster
+
 RATE = 200
 STARTING = {"StartPeriod": 10_000_000_000, "StartInterval": 50_000_000}
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -68,26 +70,31 @@ class Load:
 
 
 def updated(world: World, change: Any) -> None:
-    """Change the service's spec, and wait until the update is through."""
+    """Change the service's spec."""
     service = world.api("GET", "/services/lossless")
     spec = service["Spec"]
     change(spec)
     world.api("POST", f"/services/{service['ID']}/update?version={service['Version']['Index']}", spec)
 
 
+def again(spec: dict[str, Any]) -> None:
+    spec["TaskTemplate"]["ForceUpdate"] = spec["TaskTemplate"].get("ForceUpdate", 0) + 1
+
+
+def ids(world: World) -> set[str]:
+    return {t["ID"] for t in world.running("lossless")}
+
+
+def through(world: World, before: set[str]) -> bool:
+    """The update is over: as many run as before, all of them new."""
+    status, running = world.api("GET", "/services/lossless").get("UpdateStatus", {}), ids(world)
+    return status.get("State") == "completed" and len(running) == len(before) and not running & before
+
+
 def rolled(world: World) -> None:
-    def again(spec: dict[str, Any]) -> None:
-        spec["TaskTemplate"]["ForceUpdate"] = spec["TaskTemplate"].get("ForceUpdate", 0) + 1
-
-    before = {t["ID"] for t in world.running("lossless")}
+    before = ids(world)
     updated(world, again)
-
-    def through() -> bool:
-        status = world.api("GET", "/services/lossless").get("UpdateStatus", {})
-        running = {t["ID"] for t in world.running("lossless")}
-        return status.get("State") == "completed" and len(running) == 2 and not running & before
-
-    world.until(through, "the update is through")
+    world.until(lambda: through(world, before), "the update is through")
 
 
 def scaled(world: World, replicas: int) -> None:
@@ -99,10 +106,12 @@ def scaled(world: World, replicas: int) -> None:
     )
 
 
-def play(world: World, updates: int) -> Load:
+@contextmanager
+def loaded(world: World, replicas: int) -> Iterator[Load]:
+    """The service, and requests at every node while this is entered."""
     world.create(
         "lossless",
-        2,
+        replicas,
         container={
             "Healthcheck": {
                 "Test": ["CMD", "wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8080/"],
@@ -115,17 +124,22 @@ def play(world: World, updates: int) -> Load:
         EndpointSpec={"Ports": [{"Protocol": "tcp", "TargetPort": 8080, "PublishedPort": 8300, "PublishMode": "ingress"}]},
     )
     try:
-        world.until(lambda: len(world.running("lossless")) == 2, "2 run")
+        world.until(lambda: len(world.running("lossless")) == replicas, f"{replicas} run")
         load = Load([(address, 8300) for address in addresses(world)])
         for target in load.targets:
             world.until(lambda target=target: connects(target), "the port answers")  # type: ignore[misc]
         with load.running():
-            for _ in range(updates):
-                rolled(world)
-            scaled(world, 10)
-            scaled(world, 2)
+            yield load
     finally:
         world.remove("lossless")
+
+
+def play(world: World, updates: int) -> Load:
+    with loaded(world, 2) as load:
+        for _ in range(updates):
+            rolled(world)
+        scaled(world, 10)
+        scaled(world, 2)
     return load
 
 
@@ -144,6 +158,22 @@ def check(load: Load) -> None:
 
 def test_no_request_fails_while_a_service_changes(world: World) -> None:
     check(play(world, updates=3))
+
+
+def test_no_request_fails_when_the_manager_dies_in_the_middle_of_an_update(world: World) -> None:
+    """It goes on when it is back, and the nodes come back each at its own time: what they still send to runs on until they have heard."""
+    at = world.at
+    with loaded(world, 6) as load:
+        for how in ("SIGKILL", "SIGTERM"):
+            before = ids(world)
+            updated(world, again)
+            world.until(lambda before=before: len(ids(world) - before) > 1, "some are new")  # type: ignore[misc]
+            cluster.stop_node(at, "manager", name=how)
+            time.sleep(2)  # the longer it is away, the longer the nodes wait between two tries
+            cluster.start_node(at, "manager")
+            cluster.wait_for_socket(at, "manager")
+            world.until(lambda before=before: through(world, before), "the update is through", 120)  # type: ignore[misc]
+    check(load)
 
 
 @pytest.mark.soak
