@@ -11,7 +11,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,14 @@ class Bench:
     def engine(self, clock: SystemClock | None = None) -> OciEngine:
         rng = random.SystemRandom()
         return OciEngine(self.data, self.run, StubImages(self.layers), clock or SystemClock(), rng, self.cgroup, self.runtime)
+
+    def play(self, main: Callable[[OciEngine], Coroutine[Any, Any, None]]) -> None:
+        """`main` with an engine, which it destroys; nothing is left then."""
+        try:
+            asyncio.run(main(self.engine()))
+            assert self.left() == []
+        finally:
+            self.clear()
 
     def left(self) -> list[str]:
         """Processes, mounts and cgroups of ours that are still there."""

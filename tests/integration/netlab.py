@@ -352,3 +352,12 @@ def ping(address: str, timeout: float = 2) -> bool:
 
 def shell(namespace: Path, *command: str, said: str | None = None) -> str:
     return within(namespace, lambda: subprocess.run(command, input=said, capture_output=True, text=True, check=True).stdout)
+
+
+@contextmanager
+def lone(client: str) -> Iterator[tuple[Lab, Node]]:
+    """One node of a cluster, and a client outside of it."""
+    with lab(1) as it:
+        it.client = it.namespace("client", client)
+        apply_all(it)
+        yield it, it.nodes[0]

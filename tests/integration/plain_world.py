@@ -306,6 +306,17 @@ class World:
         return found
 
 
+@contextlib.contextmanager
+def docker_world() -> Iterator[World]:
+    """One that the docker command drives."""
+    import pytest  # not at the top: the daemon is this file too
+
+    with World() as found:
+        if not found.docker_program:
+            pytest.skip("no docker command")
+        yield found
+
+
 def quoted(value: Any) -> str:
     return urllib.parse.quote(json.dumps(value))
 

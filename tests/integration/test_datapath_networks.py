@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from netlab import Lab, Node, apply_all, ask, ask_udp, attach, bound, lab, ping, shell, within
+from netlab import Lab, Node, apply_all, ask, ask_udp, attach, bound, lab, lone, ping, shell, within
 from netlab_objects import endpoint, network, service, snapshot
 
 from skep.datapath.base import HostPort, Place
@@ -136,10 +136,8 @@ def test_another_data_path_port_and_address(pair: Lab) -> None:
 
 @pytest.fixture
 def alone() -> Iterator[tuple[Lab, Node]]:
-    with lab(1) as it:
-        it.client = it.namespace("client", CLIENT)
-        apply_all(it)
-        yield it, it.nodes[0]
+    with lone(CLIENT) as made:
+        yield made
 
 
 def test_attach_and_detach_are_idempotent(alone: tuple[Lab, Node]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from netlab import Lab, Node, apply_all, ask, ask_udp, attach, bound, lab, ping, shell, within
+from netlab import Lab, Node, apply_all, ask, ask_udp, attach, bound, lab, lone, ping, shell, within
 from netlab_objects import endpoint, network, service
 
 from skep.datapath import netlink, netns
@@ -23,10 +23,8 @@ NETWORKS = [network(), network(1, ingress=False), network(2, ingress=False, inte
 
 @pytest.fixture
 def alone() -> Iterator[tuple[Lab, Node]]:
-    with lab(1) as it:
-        it.client = it.namespace("client", CLIENT)
-        apply_all(it)
-        yield it, it.nodes[0]
+    with lone(CLIENT) as made:
+        yield made
 
 
 def test_the_user_s_chain_is_asked_and_kept(alone: tuple[Lab, Node]) -> None:

@@ -195,11 +195,7 @@ def test_nothing_leads_out_of_a_container() -> None:
         finally:
             await engine.destroy()
 
-    try:
-        asyncio.run(main(bench.engine()))
-        assert bench.left() == []
-    finally:
-        bench.clear()
+    bench.play(main)
 
 
 def test_volumes_are_seen_and_read_only_is_kept() -> None:
@@ -235,11 +231,7 @@ def test_volumes_are_seen_and_read_only_is_kept() -> None:
         finally:
             await engine.destroy()
 
-    try:
-        asyncio.run(main(bench.engine()))
-        assert bench.left() == []
-    finally:
-        bench.clear()
+    bench.play(main)
 
 
 def squeezed(kind: str, data: bytes) -> bytes:

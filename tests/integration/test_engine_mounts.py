@@ -164,11 +164,7 @@ def test_a_new_volume_gets_what_the_image_has_there() -> None:
         finally:
             await engine.destroy()
 
-    try:
-        asyncio.run(main(bench.engine()))
-        assert bench.left() == []
-    finally:
-        bench.clear()
+    bench.play(main)
 
 
 def test_what_is_missing_is_made() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from plain_world import World
+from plain_world import World, docker_world
 
 pytestmark = pytest.mark.root
 
@@ -23,9 +23,7 @@ os.mkdir("dir")
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with World() as found:
-        if not found.docker_program:
-            pytest.skip("no docker command")
+    with docker_world() as found:
         yield found
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plain_world import World
+from plain_world import World, docker_world
 
 pytestmark = pytest.mark.root
 CGROUP = "/sys/fs/cgroup"
@@ -20,9 +20,7 @@ CGROUP = "/sys/fs/cgroup"
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with World() as found:
-        if not found.docker_program:
-            pytest.skip("no docker command")
+    with docker_world() as found:
         found.docker("network", "create", "--subnet", "10.66.0.0/24", "net1")
         found.docker("network", "create", "net2")
         found.docker("run", "-d", "--name", "other", "--network", "net1", "--ipc", "shareable", "-v", "/shared", "box:1", "sleep", "1000")

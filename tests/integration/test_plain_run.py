@@ -14,16 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plain_world import World, quoted
+from plain_world import World, docker_world, quoted
 
 pytestmark = pytest.mark.root
 
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with World() as found:
-        if not found.docker_program:
-            pytest.skip("no docker command")
+    with docker_world() as found:
         yield found
 
 

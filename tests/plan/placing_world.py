@@ -220,3 +220,14 @@ def named(kind: str, *names: str) -> tuple[GenericResource, ...]:
 
 def port(target: int, published: int = 0, mode: str = "ingress", protocol: str = "tcp") -> PortConfig:
     return PortConfig(target_port=target, published_port=published, publish_mode=mode, protocol=protocol)
+
+
+def world(*nodes: Node, seed: int = 1) -> World:
+    made = World(seed)
+    for n in nodes:
+        made.store.apply([create(n)])
+    return made
+
+
+def create(node: Node) -> Create:
+    return Create(node, "test")

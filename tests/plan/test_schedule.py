@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from placing_world import World, discrete, make_node, named, port
+from placing_world import create, discrete, make_node, named, port, world
 
 from skep.clock import SECOND
 from skep.model.enums import NodeState, TaskState
@@ -13,19 +13,8 @@ from skep.model.network import Network
 from skep.model.node import Node
 from skep.model.spec import ContainerSpec, Driver, Mount, NodeSpec, Platform, VolumeOptions
 from skep.model.task import Attachment, Task
-from skep.plan.ops import NOTHING, Create
+from skep.plan.ops import NOTHING
 from skep.plan.schedule import explain
-
-
-def world(*nodes: Node, seed: int = 1) -> World:
-    made = World(seed)
-    for n in nodes:
-        made.store.apply([_create(n)])
-    return made
-
-
-def _create(node: Node) -> Create:
-    return Create(node, "test")
 
 
 def test_a_task_gets_a_node_and_dockers_message() -> None:
@@ -97,11 +86,11 @@ def test_each_filter_says_how_many_nodes_it_turned_down(
     w.task("t1", "web", TaskState.PENDING)
     w.schedule()
     assert w.err("t1") == f"no suitable node ({words[0]})"
-    w.store.apply([_create(make_node("n2", **bad)), _create(make_node("n3", **bad))])  # type: ignore[arg-type]
+    w.store.apply([create(make_node("n2", **bad)), create(make_node("n3", **bad))])  # type: ignore[arg-type]
     w.schedule()
     assert w.err("t1") == f"no suitable node ({words[1].format(3)})"
     good = {"cpus": 9, "memory": 9 << 30, "labels": {"zone": "a"}, "generic": [discrete("gpu", 1)]}
-    w.store.apply([_create(make_node("n4", **good))])  # type: ignore[arg-type]
+    w.store.apply([create(make_node("n4", **good))])  # type: ignore[arg-type]
     w.schedule()
     assert w.get(Task, "t1").node_id == "n4"
 

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from placing_world import World, make_node
+from placing_world import make_node, world
 
 from skep.clock import SECOND
 from skep.model.defaults import FAILURE_WINDOW, MAX_FAILURES
 from skep.model.enums import TaskState
-from skep.model.node import Node
 from skep.model.task import Restart, Task
-from skep.plan.ops import Create
-
-
-def world(*nodes: Node, seed: int = 1) -> World:
-    made = World(seed)
-    for n in nodes:
-        made.store.apply([_create(n)])
-    return made
-
-
-def _create(node: Node) -> Create:
-    return Create(node, "test")
 
 
 def test_a_node_where_this_spec_failed_often_is_avoided_for_a_while() -> None:
