@@ -115,6 +115,8 @@ def test_an_end_that_nobody_saw_is_a_failure() -> None:
         (0, 0, 2, 12),
         (0, 0, 10, 20),  # the session is new: others may not be back yet
         (15, 0, 10, 15),
+        (0, 0, 11, 21),  # a session that began while it waited
+        (0, 0, 19, 22),  # and another: no longer than that
         (0, 5, 10, 25),
     ],
 )

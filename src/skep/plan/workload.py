@@ -144,8 +144,8 @@ def serves(task: Task, status: TaskStatus) -> bool:
 def stop_time(told_at: int, left_at: int, drain: int, since: int) -> int:
     """When a task that serves may be stopped: when all nodes know that it leaves (`left_at`, 0 = not known), which is waited for no longer
     than `LEAVE_LIMIT` from when it was told to stop, or `RETURN_LIMIT` from when this node's session began (`since`): others may not be
-    back yet from where it was; and then `drain` later."""
-    limit = max(told_at + LEAVE_LIMIT, since + RETURN_LIMIT)
+    back yet from where it was; and then `drain` later. Sessions that begin over and over do not put it off for ever."""
+    limit = max(told_at + LEAVE_LIMIT, min(since, told_at + LEAVE_LIMIT) + RETURN_LIMIT)
     return (min(max(left_at, told_at), limit) if left_at else limit) + drain
 
 

@@ -264,7 +264,7 @@ class Rules:
             raise Violation(f"{world.task(task.id)} is stopped {(now - told) / SECOND:.3f} s after it was told, and has {drain / SECOND} s")
         if world.healed_at and told > world.healed_at + CALM and now > told + drain + SECOND:
             raise Violation(f"{world.task(task.id)} is stopped in vain {(now - told) / SECOND:.1f} s after it was told")
-        answering, awaited = now < told + drain + LEFT_WITHIN, now < node.welcomed_at + drain + BACK_WITHIN
+        answering, awaited = now < told + drain + LEFT_WITHIN, now < min(node.welcomed_at, told + LEFT_WITHIN) + drain + BACK_WITHIN
         for other in world.nodes.values():
             if not (answering and other.there(told)) and not (awaited and other.expected(node.welcomed_at)):
                 continue
